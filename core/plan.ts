@@ -1,0 +1,87 @@
+/**
+ * Plans: work that was recorded once and can be run again without passing through the operations.
+ *
+ * Every denoising step enqueues the same dispatches on the same buffers; a plan keeps them with
+ * their bind groups and uniforms. What changes between runs travels in the recorded inputs: write
+ * to them (`device.write`, `assign`) before each run.
+ *
+ * @module
+ */
+
+import type { Command, CommandQueue } from "./queue.ts";
+import { packParams, UNIFORM_BYTES } from "./shader.ts";
+import { releaseStorage, type Storage, type Tensor } from "./tensor.ts";
+
+/** A recorded stretch of work. */
+export class Plan<Result> implements Disposable {
+  /** What the recorded function returned; its tensors are filled anew by each run. */
+  readonly result: Result;
+  readonly #queue: CommandQueue;
+  readonly #steps: { command: Command; bindGroup: GPUBindGroup; slot: number }[];
+  readonly #uniforms: GPUBuffer;
+  readonly #storages: Set<Storage>;
+  readonly #made: Tensor[];
+  readonly #free: () => void;
+
+  /** Made by `device.record`. `made` are the tensors that the plan owns, `free` their buffers. */
+  constructor(
+    gpu: GPUDevice,
+    queue: CommandQueue,
+    commands: readonly Command[],
+    result: Result,
+    made: Tensor[],
+    free: () => void,
+  ) {
+    this.result = result;
+    this.#queue = queue;
+    this.#made = made;
+    this.#free = free;
+    const bytes = new Uint8Array(Math.max(1, commands.length) * UNIFORM_BYTES);
+    commands.forEach(({ params }, i) =>
+      packParams(params, new DataView(bytes.buffer, i * UNIFORM_BYTES, UNIFORM_BYTES))
+    );
+    this.#uniforms = gpu.createBuffer({
+      size: bytes.length,
+      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+    });
+    gpu.queue.writeBuffer(this.#uniforms, 0, bytes);
+    this.#steps = commands.map((command, i) => ({
+      command,
+      bindGroup: queue.makeBindGroup(command, this.#uniforms),
+      slot: i * UNIFORM_BYTES,
+    }));
+    // Storages without a holder are intermediate: their buffers stay in the arena.
+    const used = commands.flatMap((command) => command.storages);
+    this.#storages = new Set(used.filter((storage) => storage.references > 0));
+    for (const storage of this.#storages) storage.references++;
+  }
+
+  /** Number of shader runs. */
+  get dispatches(): number {
+    return this.#steps.length;
+  }
+
+  /** Enqueues the recorded work once more. */
+  run(): void {
+    for (const { command, bindGroup, slot } of this.#steps) {
+      for (const { buffer } of command.bindings) this.#queue.touch(buffer);
+      this.#queue.run(command, bindGroup, slot);
+    }
+  }
+
+  /** Frees everything that the plan owns, its result included. */
+  dispose(): void {
+    this.#queue.flush();
+    for (const tensor of this.#made) tensor.dispose();
+    for (const storage of this.#storages) releaseStorage(storage);
+    this.#storages.clear();
+    this.#steps.length = 0;
+    this.#uniforms.destroy();
+    this.#free();
+  }
+
+  /** Same as {@link Plan.dispose}, for `using`. */
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

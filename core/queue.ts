@@ -1,0 +1,289 @@
+/**
+ * From dispatches to submissions: pipelines and bind groups are cached, dispatches are batched into
+ * one compute pass, and a stretch of work can be recorded and replayed.
+ *
+ * @module
+ */
+
+import { GpuError } from "./errors.ts";
+import type { Dispatch } from "./kernel.ts";
+import type { Profiler } from "./profiler.ts";
+import { packParams, shaderKey, shaderText, UNIFORM_BYTES } from "./shader.ts";
+import type { Storage } from "./tensor.ts";
+
+/** Dispatches in one submission: enough to hide its cost, few enough to start the GPU early. */
+export const BATCH = 128;
+
+/** Bind groups kept for reuse. */
+const BIND_GROUPS = 8192;
+
+/** A dispatch that is ready to be encoded, all but its bind group. */
+export interface Command {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: Layout;
+  readonly bindings: readonly GPUBufferBinding[];
+  readonly storages: readonly Storage[];
+  readonly hasParams: boolean;
+  readonly params: Dispatch["params"];
+  readonly workgroups: readonly [number, number, number];
+}
+
+interface Layout {
+  readonly key: string;
+  readonly bind: GPUBindGroupLayout;
+  readonly pipeline: GPUPipelineLayout;
+}
+
+interface Pipeline {
+  readonly pipeline: GPUComputePipeline;
+  readonly layout: Layout;
+}
+
+/** The command stream of one device. */
+export class CommandQueue {
+  readonly #gpu: GPUDevice;
+  readonly #fail: (error: GpuError) => void;
+  readonly #pipelines = new Map<string, Pipeline>();
+  readonly #layouts = new Map<string, Layout>();
+  readonly #bindGroups = new Map<string, GPUBindGroup>();
+  readonly #ids = new WeakMap<GPUBuffer, number>();
+  #nextId = 0;
+  readonly #uniforms: GPUBuffer;
+  readonly #uniformBytes = new Uint8Array(BATCH * UNIFORM_BYTES);
+  #encoder: GPUCommandEncoder | null = null;
+  #pass: GPUComputePassEncoder | null = null;
+  #pending = 0;
+  #pendingBuffers = new Set<GPUBuffer>();
+  #checks: Promise<void>[] = [];
+  /** Where commands go while a plan is being recorded. */
+  recording: Command[] | null = null;
+  /** Measures each dispatch while set. */
+  profiler: Profiler | null = null;
+  /** Dispatches and submissions so far. */
+  readonly counts = { dispatches: 0, submissions: 0 };
+
+  /** `fail` takes errors that arrive asynchronously. */
+  constructor(gpu: GPUDevice, fail: (error: GpuError) => void) {
+    this.#gpu = gpu;
+    this.#fail = fail;
+    this.#uniforms = gpu.createBuffer({
+      size: BATCH * UNIFORM_BYTES,
+      usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
+    });
+  }
+
+  /** Number of compiled pipelines. */
+  get pipelines(): number {
+    return this.#pipelines.size;
+  }
+
+  /** Enqueues, or records, a dispatch. */
+  dispatch(kernel: string, dispatch: Dispatch): void {
+    const limit = this.#gpu.limits.maxComputeWorkgroupsPerDimension;
+    if (dispatch.workgroups.some((n) => n > limit || n < 1)) {
+      throw new GpuError(
+        `${kernel}: a dispatch of ${dispatch.workgroups.join("×")} workgroups exceeds the ` +
+          `adapter's limit of ${limit} per dimension; use smaller tensors`,
+      );
+    }
+    const command = this.#command(kernel, dispatch);
+    if (this.recording) this.recording.push(command);
+    else this.#encode(command);
+  }
+
+  #command(kernel: string, dispatch: Dispatch): Command {
+    const { pipeline, layout } = this.#pipeline(kernel, dispatch);
+    const bindings: GPUBufferBinding[] = [];
+    const storages: Storage[] = [];
+    const limit = this.#gpu.limits.maxStorageBufferBindingSize;
+    for (const group of [dispatch.read, dispatch.write]) {
+      for (const name in group) {
+        const { tensor, range } = group[name];
+        const { buffer } = tensor.storage;
+        const offset = tensor.offset + (range?.offset ?? 0);
+        // Whole 4-vectors, so that vec4 arrays reach the last elements.
+        const whole = Math.ceil((range?.size ?? tensor.bytes) / 16) * 16;
+        const size = Math.min(whole, buffer.size - offset);
+        if (size > limit) {
+          throw new GpuError(
+            `${kernel}: ${name} of shape [${tensor.shape}] (${tensor.dtype}, ${size} bytes) is ` +
+              `larger than the ${limit} bytes that this adapter binds: use a smaller size, ` +
+              `fewer rows at once, or f16`,
+          );
+        }
+        bindings.push({ buffer, offset, size });
+        storages.push(tensor.storage);
+      }
+    }
+    const hasParams = Object.keys(dispatch.params).length > 0;
+    const { params, workgroups } = dispatch;
+    return { pipeline, layout, bindings, storages, hasParams, params, workgroups };
+  }
+
+  #pipeline(kernel: string, dispatch: Dispatch): Pipeline {
+    const key = shaderKey(kernel, dispatch);
+    const found = this.#pipelines.get(key);
+    if (found) return found;
+    const reads = Object.keys(dispatch.read).length;
+    const writes = Object.keys(dispatch.write).length;
+    const layout = this.#layout(reads, writes, Object.keys(dispatch.params).length > 0);
+    const code = shaderText(dispatch);
+    this.#gpu.pushErrorScope("validation");
+    const pipeline = this.#gpu.createComputePipeline({
+      label: key,
+      layout: layout.pipeline,
+      compute: { module: this.#gpu.createShaderModule({ label: key, code }), entryPoint: "main" },
+    });
+    this.watch(this.#gpu.popErrorScope(), `the shader of ${key} was refused`);
+    const made = { pipeline, layout };
+    this.#pipelines.set(key, made);
+    return made;
+  }
+
+  #layout(reads: number, writes: number, params: boolean): Layout {
+    const key = `${reads},${writes},${params}`;
+    const found = this.#layouts.get(key);
+    if (found) return found;
+    const entries: GPUBindGroupLayoutEntry[] = [];
+    for (let binding = 0; binding < reads + writes; binding++) {
+      const type = binding < reads ? "read-only-storage" : "storage";
+      entries.push({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } });
+    }
+    if (params) {
+      const buffer = { type: "uniform" as const, hasDynamicOffset: true };
+      entries.push({ binding: reads + writes, visibility: GPUShaderStage.COMPUTE, buffer });
+    }
+    const bind = this.#gpu.createBindGroupLayout({ entries });
+    const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [bind] });
+    const made = { key, bind, pipeline };
+    this.#layouts.set(key, made);
+    return made;
+  }
+
+  #bindGroup(command: Command, uniforms: GPUBuffer): GPUBindGroup {
+    const { layout, bindings, hasParams } = command;
+    let key = hasParams ? `${layout.key}|${this.#id(uniforms)}` : layout.key;
+    for (const { buffer, offset, size } of bindings) {
+      key += `|${this.#id(buffer)},${offset},${size}`;
+    }
+    const found = this.#bindGroups.get(key);
+    if (found) return found;
+    if (this.#bindGroups.size >= BIND_GROUPS) this.#bindGroups.clear();
+    const made = this.makeBindGroup(command, uniforms);
+    this.#bindGroups.set(key, made);
+    return made;
+  }
+
+  /** A bind group of a command that its caller keeps. */
+  makeBindGroup({ layout, bindings, hasParams }: Command, uniforms: GPUBuffer): GPUBindGroup {
+    const entries: GPUBindGroupEntry[] = bindings.map((resource, binding) => ({
+      binding,
+      resource,
+    }));
+    if (hasParams) {
+      const resource = { buffer: uniforms, offset: 0, size: UNIFORM_BYTES };
+      entries.push({ binding: bindings.length, resource });
+    }
+    return this.#gpu.createBindGroup({ layout: layout.bind, entries });
+  }
+
+  #id(buffer: GPUBuffer): number {
+    let id = this.#ids.get(buffer);
+    if (id === undefined) this.#ids.set(buffer, id = ++this.#nextId);
+    return id;
+  }
+
+  #encode(command: Command): void {
+    const slot = this.#pending * UNIFORM_BYTES;
+    if (command.hasParams) {
+      packParams(command.params, new DataView(this.#uniformBytes.buffer, slot, UNIFORM_BYTES));
+    }
+    for (const { buffer } of command.bindings) this.#pendingBuffers.add(buffer);
+    this.run(command, this.#bindGroup(command, this.#uniforms), slot);
+  }
+
+  /** Encodes a command whose uniforms are in place. */
+  run(command: Command, bindGroup: GPUBindGroup, slot: number): void {
+    const pass = this.#openPass();
+    pass.setPipeline(command.pipeline);
+    if (command.hasParams) pass.setBindGroup(0, bindGroup, [slot]);
+    else pass.setBindGroup(0, bindGroup);
+    pass.dispatchWorkgroups(...command.workgroups);
+    this.counts.dispatches++;
+    if (this.profiler) this.#closePass();
+    if (++this.#pending === BATCH) this.flush();
+  }
+
+  #openPass(): GPUComputePassEncoder {
+    this.#encoder ??= this.#gpu.createCommandEncoder();
+    if (this.#pass) return this.#pass;
+    const timestampWrites = this.profiler?.next();
+    return this.#pass = this.#encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
+  }
+
+  #closePass(): void {
+    this.#pass?.end();
+    this.#pass = null;
+  }
+
+  /** Whether work that is not submitted yet touches the buffer. */
+  isPending(buffer: GPUBuffer): boolean {
+    return this.#pendingBuffers.has(buffer);
+  }
+
+  /** Marks a buffer as touched by work that is not submitted yet. */
+  touch(buffer: GPUBuffer): void {
+    this.#pendingBuffers.add(buffer);
+  }
+
+  /** Encodes a copy between buffers after the work so far. */
+  copy(from: GPUBuffer, offset: number, to: GPUBuffer, bytes: number): void {
+    this.#closePass();
+    this.#encoder ??= this.#gpu.createCommandEncoder();
+    this.#encoder.copyBufferToBuffer(from, offset, to, 0, bytes);
+  }
+
+  /** Submits what has been encoded. */
+  flush(): void {
+    if (!this.#encoder) return;
+    this.#closePass();
+    this.profiler?.resolve(this.#encoder);
+    if (this.#pending) {
+      this.#gpu.queue.writeBuffer(
+        this.#uniforms,
+        0,
+        this.#uniformBytes,
+        0,
+        this.#pending * UNIFORM_BYTES,
+      );
+    }
+    this.#gpu.queue.submit([this.#encoder.finish()]);
+    this.counts.submissions++;
+    this.#encoder = null;
+    this.#pending = 0;
+    this.#pendingBuffers.clear();
+  }
+
+  /** Drops the bind groups kept for reuse, before buffers are destroyed. */
+  forget(): void {
+    this.#bindGroups.clear();
+  }
+
+  /** Turns an error scope's result into a failure of the device. */
+  watch(scope: Promise<GPUError | null>, what: string): void {
+    const check = scope.then(
+      (error) => {
+        if (error) this.#fail(new GpuError(`${what}: ${error.message}`));
+      },
+      () => {/* a lost device is reported by its own promise */},
+    );
+    this.#checks.push(check);
+  }
+
+  /** Waits until errors of pipelines made so far have arrived. */
+  async settle(): Promise<void> {
+    const checks = this.#checks;
+    this.#checks = [];
+    await Promise.all(checks);
+  }
+}

@@ -1,0 +1,425 @@
+/**
+ * Attention, `out = softmax(scale · QᵀK + bias) Vᵀ` for every head, over channel-major tokens, with
+ * the keys and values of other frames where a clip asks for them.
+ *
+ * Scores are never stored: keys come in tiles, and a running maximum and sum rescale what has been
+ * added up so far (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao et
+ * al. 2022, "FlashAttention"). Weights are powers of two, the scores being multiplied by log₂e.
+ *
+ * Two shaders. `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector, a lane
+ * holds a block of scores in registers, channels stream by, unnormalised sums wait in a bounded
+ * temporary. `tiles`, for GPUs: 64 invocations share tiles of Q, K, V and weights in less than 16 KiB
+ * of workgroup memory and keep the sums of at most 80 channels in registers; longer heads are cut
+ * into slices, each of which computes the scores again.
+ *
+ * @module
+ */
+
+import { ShapeError } from "../core/errors.ts";
+import { defineKernel, f32, type Kernel, run, scalars, u32, vectors } from "../core/kernel.ts";
+import { formatShape } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import {
+  type AttentionAttributes,
+  attentionCases,
+  type AttentionGeometry,
+  attentionGeometry,
+  type AttentionMode,
+  type AttentionOptions,
+  attentionOutput,
+  attentionReference,
+} from "./attention_reference.ts";
+import { permute } from "./rearrange.ts";
+
+export type { AttentionMode, AttentionOptions } from "./attention_reference.ts";
+
+/** Bytes of the temporary of the `lanes` form, as far as one row fits. */
+const ACCUMULATOR_BYTES = 2 ** 25;
+
+/** Most workgroups per dimension. */
+const MOST_ROWS = 65535;
+
+const MODES = ["self", "first", "previous", "first+previous", "all"] as const;
+
+/** A form of the shader: how it cuts the work, and its text. */
+interface Form {
+  readonly variant: string;
+  readonly lanes: number;
+  /** Queries of a workgroup. */
+  readonly queries: number;
+  /** Pieces that the channels of a head are cut into. */
+  readonly slices: number;
+  /** Elements of an f32 temporary that a row needs. */
+  readonly scratch: number;
+  readonly declarations: string;
+  readonly main: string;
+}
+
+/** The kernel behind {@link attention}. */
+export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
+  name: "attention",
+  inputs: ["q", "k", "v", "bias"],
+  output: attentionOutput,
+  launch({ device, inputs, output, attributes, dispatch, temporary }) {
+    const [q, k, v, bias] = inputs as [Tensor, Tensor, Tensor, Tensor | null];
+    const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
+    const software = attributes.form ? attributes.form === "lanes" : device.info.software;
+    const form = software ? lanesForm(g, bias) : tilesForm(g, bias);
+    const blocks = Math.ceil(g.queries / form.queries);
+    const most = Math.floor(ACCUMULATOR_BYTES / 4 / Math.max(form.scratch, 1));
+    const rows = Math.min(g.rows, MOST_ROWS, Math.max(most, 1));
+    const sums = form.scratch ? temporary([rows * form.scratch], "f32") : null;
+    const along = (tensor: Tensor, n: number) => n % 4 ? scalars(tensor) : vectors(tensor);
+    const [biasRows, biasHeads] = bias?.shape ?? [1, 1];
+    const params = {
+      d: u32(g.d),
+      heads: u32(g.heads),
+      queries: u32(g.queries),
+      keys: u32(g.keys),
+      length: u32(g.length),
+      sources: u32(g.sources),
+      frames: u32(g.frames),
+      kv_frames: u32(g.kvFrames),
+      mode: u32(MODES.indexOf(g.mode)),
+      scale: f32(g.scale * Math.LOG2E),
+      slices: u32(form.slices),
+      bias_row: u32(biasRows > 1 ? biasHeads * g.queries * g.keys : 0),
+      bias_head: u32(biasHeads > 1 ? g.queries * g.keys : 0),
+    };
+    for (let first = 0; first < g.rows; first += rows) {
+      dispatch({
+        variant: form.variant,
+        read: {
+          q: along(q, g.queries),
+          k: along(k, g.keys),
+          v: along(v, g.keys),
+          ...(bias && { bias: scalars(bias) }),
+        },
+        write: { out: along(output, g.queries), ...(sums && { sums: vectors(sums) }) },
+        params: { ...params, first_row: u32(first) },
+        workgroup: [form.lanes, 1, 1],
+        workgroups: [blocks, g.heads * form.slices, Math.min(rows, g.rows - first)],
+        declarations: () => form.declarations,
+        main: () => form.main,
+      });
+    }
+  },
+  flops(inputs, _output, attributes) {
+    const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
+    return 4 * g.rows * g.queries * g.sources * g.length * g.heads * g.d;
+  },
+  reference: attentionReference,
+  cases: attentionCases,
+});
+
+/** Text of both forms: loads and stores of four neighbouring tokens, sources, masks. */
+function shared(g: AttentionGeometry, bias: Tensor | null): string {
+  const load = (name: string, count: string, aligned: boolean) =>
+    `fn ${name}_at(base: u32, token: u32) -> vec4f {` + (aligned
+      ? `return vec4f(${name}[(base + min(token, p.${count} - 4u)) / 4u]);`
+      : `let last = p.${count} - 1u;
+         return vec4f(${
+        [0, 1, 2, 3].map((j) =>
+          `f32(${name}[base + min(token + ${j}u, last)])`
+        ).join(", ")
+      });`) +
+    "}";
+  const [q4, k4] = [g.queries % 4 === 0, g.keys % 4 === 0];
+  return `
+    const LOW = -1e30;
+    ${load("q", "queries", q4)}
+    ${load("k", "keys", k4)}
+    ${load("v", "keys", k4)}
+    fn store(base: u32, token: u32, x: vec4f) {
+      ${
+    q4
+      ? "if (token < p.queries) { out[(base + token) / 4u] = out_t(x); }"
+      : [0, 1, 2, 3].map((j) =>
+        `if (token + ${j}u < p.queries) { out[base + token + ${j}u] = out_t(x[${j}]); }`
+      ).join("\n")
+  }
+    }
+    fn source_row(row: u32, i: u32) -> u32 {
+      let frame = row % p.frames;
+      let previous = max(frame, 1u) - 1u;
+      var from_frame = i;
+      switch p.mode {
+        case 0u: { from_frame = frame; }
+        case 2u: { from_frame = previous; }
+        case 3u: { from_frame = previous * i; }
+        default: {}
+      }
+      return row / p.frames * p.kv_frames + min(from_frame, p.kv_frames - 1u);
+    }
+    fn score(product: vec4f, base: u32, token: u32, key: u32) -> vec4f {
+      var x = product * p.scale;
+      ${
+    bias
+      ? `let at = base + min(key, p.keys - 1u);
+      let last = p.queries - 1u;
+      x += ${Math.LOG2E} * vec4f(${
+        [0, 1, 2, 3].map((j) => `f32(bias[at + min(token + ${j}u, last) * p.keys])`).join(", ")
+      });`
+      : ""
+  }
+      ${g.causal ? "x = select(vec4f(LOW), x, vec4u(key) <= token + vec4u(0u, 1u, 2u, 3u));" : ""}
+      return select(vec4f(LOW), x, key < p.length);
+    }`;
+}
+
+/** The part of a variant's name that both forms share. */
+function variantOf(g: AttentionGeometry, bias: Tensor | null): string {
+  return [
+    g.queries % 4 ? "odd" : "even",
+    g.keys % 4 ? "odd" : "even",
+    ...(g.causal ? ["causal"] : []),
+    ...(bias ? ["bias"] : []),
+  ].join(" ");
+}
+
+const each = (count: number, text: (i: number) => string): string =>
+  Array.from({ length: count }, (_, i) => text(i)).join("\n");
+
+function lanesForm(g: AttentionGeometry, bias: Tensor | null): Form {
+  const lanes = 8;
+  const nq = bias ? 1 : g.queries > 4 * lanes ? 2 : 1; // 4-vectors of queries of a lane
+  const nk = bias ? 1 : 4; // 4-vectors of keys of a tile
+  const queries = 4 * nq * lanes;
+  const blocks = Math.ceil(g.queries / queries);
+  const tile = (text: (key: number, h: number) => string) =>
+    each(4 * nk, (key) => each(nq, (h) => text(key, h)));
+  const part = (key: number) => `t${key >> 2}.${"xyzw"[key & 3]}`;
+  return {
+    variant: `lanes ${nq}x${nk} ${variantOf(g, bias)}`,
+    lanes,
+    queries,
+    slices: 1,
+    scratch: blocks * queries * g.heads * g.d,
+    declarations: shared(g, bias),
+    main: `
+      let row = p.first_row + wg.z;
+      let head = wg.y;
+      let token = (wg.x * ${lanes}u + lane) * ${4 * nq}u;
+      let tokens = (row * p.heads + head) * p.d * p.queries;
+      let home = ((wg.z * p.heads + head) * grid.x + wg.x) * p.d * ${lanes * nq}u + lane * ${nq}u;
+      let bias_base = row * p.bias_row + head * p.bias_head;
+      let length = ${g.causal ? `min(p.length, (wg.x + 1u) * ${queries}u)` : "p.length"};
+      ${each(nq, (h) => `var m${h} = vec4f(LOW); var l${h} = vec4f();`)}
+      for (var i = 0u; i < p.sources; i++) {
+        let source = (source_row(row, i) * p.heads + head) * p.d * p.keys;
+        for (var key = 0u; key < length; key += ${4 * nk}u) {
+          ${tile((j, h) => `var s${j}_${h} = vec4f();`)}
+          for (var c = 0u; c < p.d; c++) {
+            ${each(nq, (h) => `let q${h} = q_at(tokens + c * p.queries, token + ${4 * h}u);`)}
+            ${each(nk, (j) => `let t${j} = k_at(source + c * p.keys, key + ${4 * j}u);`)}
+            ${tile((j, h) => `s${j}_${h} = fma(vec4f(${part(j)}), q${h}, s${j}_${h});`)}
+          }
+          ${each(nq, (h) => `var n${h} = m${h};`)}
+          ${
+      tile((j, h) =>
+        `s${j}_${h} = score(s${j}_${h}, bias_base, token + ${4 * h}u, key + ${j}u);
+         n${h} = max(n${h}, s${j}_${h});`
+      )
+    }
+          ${each(nq, (h) => `let a${h} = exp2(m${h} - n${h}); m${h} = n${h}; l${h} *= a${h};`)}
+          ${tile((j, h) => `s${j}_${h} = exp2(s${j}_${h} - n${h}); l${h} += s${j}_${h};`)}
+          let begun = i + key > 0u;
+          for (var c = 0u; c < p.d; c++) {
+            let at = home + c * ${lanes * nq}u;
+            ${each(nk, (j) => `let t${j} = v_at(source + c * p.keys, key + ${4 * j}u);`)}
+            ${each(nq, (h) => `var o${h} = select(vec4f(), sums[at + ${h}u] * a${h}, begun);`)}
+            ${tile((j, h) => `o${h} = fma(vec4f(${part(j)}), s${j}_${h}, o${h});`)}
+            ${each(nq, (h) => `sums[at + ${h}u] = o${h};`)}
+          }
+        }
+      }
+      for (var c = 0u; c < p.d; c++) {
+        let at = home + c * ${lanes * nq}u;
+        ${
+      each(nq, (h) => `store(tokens + c * p.queries, token + ${4 * h}u, sums[at + ${h}u] / l${h});`)
+    }
+      }`,
+  };
+}
+
+function tilesForm(g: AttentionGeometry, bias: Tensor | null): Form {
+  const slices = Math.ceil(g.d / 80);
+  const own = Math.ceil(g.d / slices / 8); // channels of an invocation
+  const stage = Math.max(512, 64 * own);
+  return {
+    variant: `tiles ${own} ${variantOf(g, bias)}`,
+    lanes: 64,
+    queries: 32,
+    slices,
+    scratch: 0,
+    declarations: `
+      ${shared(g, bias)}
+      var<workgroup> stage: array<vec4f, ${stage}>;
+      var<workgroup> weights: array<vec4f, 256>;
+      var<workgroup> shares: array<vec4f, 64>;`,
+    main: `
+      let row = p.first_row + wg.z;
+      let head = wg.y / p.slices;
+      let slice = wg.y % p.slices * ${8 * own}u;
+      let a = lane % 8u;
+      let b = lane / 8u;
+      let first = wg.x * 32u;
+      let token = first + 4u * a;
+      let tokens = (row * p.heads + head) * p.d * p.queries;
+      let bias_base = row * p.bias_row + head * p.bias_head;
+      let length = ${g.causal ? "min(p.length, first + 32u)" : "p.length"};
+      var m = vec4f(LOW);
+      var l = vec4f();
+      ${each(own, (i) => `var o${i} = vec4f();`)}
+      for (var i = 0u; i < p.sources; i++) {
+        let source = (source_row(row, i) * p.heads + head) * p.d * p.keys;
+        for (var key = 0u; key < length; key += 32u) {
+          ${each(4, (j) => `var s${j} = vec4f();`)}
+          for (var c0 = 0u; c0 < p.d; c0 += 32u) {
+            let depth = min(32u, p.d - c0);
+            workgroupBarrier();
+            for (var c = b; c < depth; c += 8u) {
+              stage[c * 8u + a] = q_at(tokens + (c0 + c) * p.queries, token);
+              stage[256u + c * 8u + a] = k_at(source + (c0 + c) * p.keys, key + 4u * a);
+            }
+            workgroupBarrier();
+            for (var c = 0u; c < depth; c++) {
+              let x = stage[c * 8u + a];
+              let y = stage[256u + c * 8u + b];
+              ${each(4, (j) => `s${j} = fma(vec4f(y[${j}]), x, s${j});`)}
+            }
+          }
+          ${each(4, (j) => `s${j} = score(s${j}, bias_base, token, key + 4u * b + ${j}u);`)}
+          shares[lane] = max(max(s0, s1), max(s2, s3));
+          workgroupBarrier();
+          var n = m;
+          for (var j = 0u; j < 8u; j++) { n = max(n, shares[8u * j + a]); }
+          let rescale = exp2(m - n);
+          m = n;
+          l *= rescale;
+          ${
+      each(4, (j) =>
+        `s${j} = exp2(s${j} - n); l += s${j}; weights[(4u * b + ${j}u) * 8u + a] = s${j};`)
+    }
+          // Swizzled, so that the 8 channels read at once lie in different banks.
+          for (var c = b; c < ${8 * own}u; c += 8u) {
+            let channel = min(slice + c, p.d - 1u);
+            stage[c * 8u + (a ^ b)] = v_at(source + channel * p.keys, key + 4u * a);
+          }
+          workgroupBarrier();
+          ${each(own, (i) => `o${i} *= rescale;`)}
+          for (var j = 0u; j < 8u; j++) {
+            ${each(4, (w) => `let w${w} = weights[(4u * j + ${w}u) * 8u + a];`)}
+            ${
+      each(own, (i) =>
+        `let t${i} = stage[(b + ${8 * i}u) * 8u + (j ^ b)];
+         o${i} += t${i}.x * w0 + t${i}.y * w1 + t${i}.z * w2 + t${i}.w * w3;`)
+    }
+          }
+        }
+      }
+      workgroupBarrier();
+      shares[lane] = l;
+      workgroupBarrier();
+      l = vec4f();
+      for (var j = 0u; j < 8u; j++) { l += shares[8u * j + a]; }
+      ${
+      each(own, (i) => {
+        const channel = `slice + b + ${8 * i}u`;
+        return `if (${channel} < p.d) {
+          store(tokens + (${channel}) * p.queries, token, o${i} / l);
+        }`;
+      })
+    }`,
+  };
+}
+
+/**
+ * Attention over channel-major tokens.
+ *
+ * @param q Queries `[Bq, C, Nq]`, `C = heads·d`.
+ * @param k Keys `[Bk, C, Nk]`.
+ * @param v Values `[Bk, C, Nk]`.
+ * @param bias Added to the scores: `[1 or Bq, 1 or heads, Nq, Nk]`; `−∞` hides a key. Where a query
+ * reads several rows of k, the bias counts for each of them, as do `causal` and `kvLength`.
+ * @returns `[Bq, C, Nq]`, of the type of q.
+ * @throws {ShapeError} if shapes and settings do not agree.
+ */
+export function attention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: AttentionOptions & { readonly bias?: Tensor },
+): Tensor {
+  const { bias, ...attributes } = options;
+  return run(attentionKernel, [q, k, v, bias ?? null], attributes);
+}
+
+/** Settings of {@link scaledDotProductAttention}. */
+export interface ScaledDotProductOptions {
+  /** Factor of the scores. Default `D^-½`. */
+  readonly scale?: number;
+  /** Whether the query at `i` sees only keys at `j ≤ i`. Default false. */
+  readonly causal?: boolean;
+  /** Added to the scores: `[1 or B, 1 or H, Nq, Nk]`. */
+  readonly bias?: Tensor;
+}
+
+/**
+ * Attention in PyTorch's layout, `torch.nn.functional.scaled_dot_product_attention`.
+ *
+ * @param q Queries `[B, H, Nq, D]`.
+ * @param k Keys `[B, H, Nk, D]`.
+ * @param v Values `[B, H, Nk, D]`.
+ * @returns `[B, H, Nq, D]`.
+ * @throws {ShapeError} if shapes do not agree.
+ */
+export function scaledDotProductAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: ScaledDotProductOptions = {},
+): Tensor {
+  return channelMajor(q, k, v, options);
+}
+
+/**
+ * Attention of the frames of clips to each other, in PyTorch's layout `(b f) h n d`, the rows of
+ * one clip being neighbours.
+ *
+ * @param q Queries `[B·F, H, Nq, D]`.
+ * @param k Keys `[B·F, H, Nk, D]`.
+ * @param v Values `[B·F, H, Nk, D]`.
+ * @param options Which frames a query attends to, and frames of a clip.
+ * @returns `[B·F, H, Nq, D]`.
+ * @throws {ShapeError} if shapes do not agree.
+ */
+export function crossFrameAttention(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: { readonly mode: AttentionMode; readonly frames: number; readonly scale?: number },
+): Tensor {
+  return channelMajor(q, k, v, options);
+}
+
+function channelMajor(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options: Omit<AttentionOptions, "heads"> & { readonly bias?: Tensor },
+): Tensor {
+  const shapes = [q.shape, k.shape, v.shape];
+  if (shapes.some(({ length }) => length !== 4) || q.shape[1] !== k.shape[1]) {
+    throw new ShapeError(
+      `attention: q, k and v must be [batch, heads, tokens, channels] with equal heads, got ` +
+        shapes.map(formatShape).join(", "),
+    );
+  }
+  const [batch, heads, queries, d] = q.shape;
+  const tokens = (x: Tensor) => permute(x, [0, 1, 3, 2]).reshape([x.shape[0], -1, x.shape[2]]);
+  return q.device.scope(() => {
+    const out = attention(tokens(q), tokens(k), tokens(v), { ...options, heads });
+    return permute(out.reshape([batch, heads, d, queries]), [0, 1, 3, 2]);
+  });
+}

@@ -1,0 +1,476 @@
+/**
+ * 2-d convolution (cross-correlation),
+ * `y[b, o, i, j] = bias[o] + Σ x[b, c, i·s + u·d − p, j·s + v·d − p] · w[o, c, u, v]`, NCHW, with
+ * stride, symmetric or one-sided padding, dilation and groups.
+ *
+ * A 1×1 convolution is a matrix product on the pixels. Otherwise patches of the input are gathered
+ * into a `[C·kh·kw, pixels]` matrix (im2col), a bounded piece at a time, and multiplied by the
+ * weights: channel-major tensors make both operands of that product contiguous. With groups every
+ * output is summed directly.
+ *
+ * Source: `torch.nn.functional.conv2d`.
+ *
+ * @module
+ */
+
+import { ShapeError } from "../core/errors.ts";
+import {
+  defineKernel,
+  type Kernel,
+  type Launch,
+  run,
+  scalars,
+  type TensorSpec,
+  u32,
+  vectors,
+} from "../core/kernel.ts";
+import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import { type Activation, gemm } from "./gemm.ts";
+import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
+
+/** Rows and columns of padding: on both sides, or on each side. */
+export interface Padding {
+  readonly top: number;
+  readonly bottom: number;
+  readonly left: number;
+  readonly right: number;
+}
+
+interface Attributes {
+  readonly kernel: readonly [number, number];
+  readonly stride: readonly [number, number];
+  readonly dilation: readonly [number, number];
+  readonly padding: Padding;
+  readonly groups: number;
+  readonly activation: Activation;
+}
+
+interface Geometry {
+  readonly B: number;
+  readonly C: number;
+  readonly H: number;
+  readonly W: number;
+  readonly O: number;
+  readonly outH: number;
+  readonly outW: number;
+}
+
+/** Bytes of gathered patches held at once. */
+const PATCH_BYTES = 32 * 2 ** 20;
+
+function geometry(x: Shape, weight: Shape, attributes: Attributes): Geometry {
+  const { kernel: [kh, kw], stride, dilation, padding, groups } = attributes;
+  if (x.length !== 4) {
+    throw new ShapeError(`conv2d: x must have axes [B, C, H, W], got ${formatShape(x)}`);
+  }
+  const [B, C, H, W] = x;
+  const packed = weight.length === 2;
+  const O = packed ? weight[1] : weight[0];
+  const wanted = packed ? [C * kh * kw, O] : [O, C / groups, kh, kw];
+  if (!sameShape(weight, wanted) || O % groups !== 0 || (packed && groups !== 1)) {
+    throw new ShapeError(
+      `conv2d: for x of ${formatShape(x)} with ${groups} group(s) the weight must be ` +
+        `[O, ${C / groups}, kh, kw], or [${C}·kh·kw, O] without groups; got ${formatShape(weight)}`,
+    );
+  }
+  const extent = (size: number, k: number, s: number, d: number, pad: number) =>
+    Math.floor((size + pad - d * (k - 1) - 1) / s) + 1;
+  const outH = extent(H, kh, stride[0], dilation[0], padding.top + padding.bottom);
+  const outW = extent(W, kw, stride[1], dilation[1], padding.left + padding.right);
+  if (outH < 1 || outW < 1) {
+    throw new ShapeError(
+      `conv2d: a ${kh}×${kw} kernel (dilation ${dilation}) does not fit into ${H}×${W} pixels ` +
+        `with padding ${JSON.stringify(padding)}`,
+    );
+  }
+  return { B, C, H, W, O, outH, outW };
+}
+
+/** The kernel behind {@link conv2d}. */
+export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
+  name: "conv2d",
+  inputs: ["x", "weight", "bias", "embedding", "residual"],
+  output([x, weight, bias, embedding, residual], attributes) {
+    if (!x || !weight) throw new ShapeError("conv2d: needs x and weight");
+    const { B, O, outH, outW } = geometry(x.shape, weight.shape, attributes);
+    const shape = [B, O, outH, outW];
+    const rule = (what: string, tensor: TensorSpec | null, wanted: Shape) => {
+      if (tensor && !sameShape(tensor.shape, wanted)) {
+        throw new ShapeError(`conv2d: ${what} must have shape [${wanted}], got [${tensor.shape}]`);
+      }
+    };
+    rule("the bias", bias, [O]);
+    rule("the embedding", embedding, [B, O]);
+    rule("the residual", residual, shape);
+    return { shape, dtype: x.dtype };
+  },
+  launch(launch) {
+    const [x, weight] = launch.inputs as [Tensor, Tensor];
+    const shape = geometry(x.shape, weight.shape, launch.attributes);
+    const { kernel, stride, padding, groups } = launch.attributes;
+    const { top, bottom, left, right } = padding;
+    if (groups > 1) return direct(launch, shape);
+    const pointwise = [...kernel, ...stride].every((n) => n === 1) &&
+      top + bottom + left + right === 0;
+    if (pointwise) {
+      const pixels = shape.outH * shape.outW;
+      const patches = { tensor: x, columns: pixels };
+      multiply(launch, shape, patches, { image: 0, images: shape.B, row: 0, rows: shape.outH });
+    } else {
+      gathered(launch, shape);
+    }
+  },
+  flops([x, weight], { shape }, { kernel: [kh, kw], groups }) {
+    const channels = (x?.shape[1] ?? 0) / groups;
+    return 2 * sizeOf(shape) * channels * kh * kw * (weight ? 1 : 0);
+  },
+  reference([x, weight, bias, embedding, residual], [shapeX, shapeW], attributes, output) {
+    const { B, C, H, W, O, outH, outW } = geometry(shapeX!, shapeW!, attributes);
+    const { kernel: [kh, kw], stride, dilation, padding, groups, activation } = attributes;
+    const out = new Float64Array(sizeOf(output));
+    const inputs = C / groups;
+    const packed = shapeW!.length === 2;
+    let at = 0;
+    for (let b = 0; b < B; b++) {
+      for (let o = 0; o < O; o++) {
+        const firstChannel = Math.floor(o / (O / groups)) * inputs;
+        for (let i = 0; i < outH; i++) {
+          for (let j = 0; j < outW; j++, at++) {
+            let sum = (bias?.[o] ?? 0) + (embedding?.[b * O + o] ?? 0);
+            for (let c = 0; c < inputs; c++) {
+              for (let u = 0; u < kh; u++) {
+                for (let v = 0; v < kw; v++) {
+                  const y = i * stride[0] + u * dilation[0] - padding.top;
+                  const z = j * stride[1] + v * dilation[1] - padding.left;
+                  if (y < 0 || y >= H || z < 0 || z >= W) continue;
+                  const k = (c * kh + u) * kw + v;
+                  sum += x![((b * C + firstChannel + c) * H + y) * W + z] *
+                    weight![packed ? k * O + o : o * inputs * kh * kw + k];
+                }
+              }
+            }
+            sum += residual?.[at] ?? 0;
+            out[at] = activation === "silu" ? sum / (1 + Math.exp(-sum)) : sum;
+          }
+        }
+      }
+    }
+    return out;
+  },
+  cases: [
+    convCase([1, 1, 1, 1], [1, 1, 1, 1], {}),
+    convCase([2, 16, 12, 12], [24, 16, 3, 3], { padding: 1, epilogue: true }),
+    convCase([2, 8, 8, 8], [12, 8, 1, 1], { epilogue: true }),
+    convCase([2, 7, 5, 3], [9, 7, 1, 1], {}),
+    convCase([1, 16, 15, 13], [24, 16, 3, 3], { padding: 1, stride: 2 }),
+    convCase([3, 8, 16, 16], [72, 16], {
+      padding: { top: 0, bottom: 1, left: 0, right: 1 },
+      stride: 2,
+      kernel: [3, 3],
+    }),
+    convCase([2, 48, 4, 4], [432, 96], { padding: 1, kernel: [3, 3], epilogue: true }),
+    convCase([1, 8, 13, 13], [8, 8, 3, 3], { padding: 2, dilation: 2 }),
+    convCase([2, 16, 9, 9], [32, 4, 3, 3], { padding: 1, groups: 4, epilogue: true }),
+    convCase([1, 12, 9, 7], [12, 1, 3, 3], { padding: 1, groups: 12 }),
+    convCase([1, 3, 19, 23], [7, 3, 5, 5], { padding: 2, stride: 3 }),
+    convCase([1, 6, 10, 10], [6, 6, 3, 1], { padding: [1, 0], activation: "silu" }),
+    convCase([1, 3, 32, 32], [24, 3, 16, 16], { stride: 16 }),
+  ],
+});
+
+function convCase(
+  x: Shape,
+  weight: Shape,
+  { epilogue = false, ...options }: Conv2dOptions & { epilogue?: boolean },
+) {
+  const attributes = attributesOf(weight, options);
+  const { B, O, outH, outW } = geometry(x, weight, attributes);
+  const extras = epilogue ? [[O], [B, O], [B, O, outH, outW]] : [null, null, null];
+  return { shapes: [x, weight, ...extras], attributes };
+}
+
+/** The piece of the output that one product fills. */
+interface Piece {
+  readonly image: number;
+  readonly images: number;
+  readonly row: number;
+  readonly rows: number;
+}
+
+/** Multiplies the weights with patches `[images, K, columns]`, of which a piece is filled. */
+function multiply(
+  { device, dispatch, inputs, output, attributes }: Launch<Attributes>,
+  { O, outH, outW, C }: Geometry,
+  patches: { tensor: Tensor; columns: number },
+  { image, images, row, rows }: Piece,
+): void {
+  const [, weight, bias, embedding, residual] = inputs as [Tensor, Tensor, ...(Tensor | null)[]];
+  const K = C * attributes.kernel[0] * attributes.kernel[1];
+  const packed = weight.shape.length === 2;
+  const pixels = outH * outW;
+  gemm({ device, dispatch }, {
+    a: {
+      tensor: weight,
+      offset: 0,
+      major: packed ? 1 : K,
+      step: packed ? O : 1,
+      batch: [0],
+    },
+    b: {
+      tensor: patches.tensor,
+      offset: 0,
+      major: 1,
+      step: patches.columns,
+      batch: [K * patches.columns],
+    },
+    out: {
+      tensor: output,
+      offset: image * O * pixels + row * outW,
+      major: pixels,
+      batch: O * pixels,
+    },
+    M: O,
+    N: rows * outW,
+    K,
+    batch: [images],
+    bias,
+    biasAxis: "row",
+    embedding,
+    firstMatrix: image,
+    residual,
+    activation: attributes.activation,
+  });
+}
+
+/** Convolution by gathered patches, in pieces of whole images or of rows of one image. */
+function gathered(launch: Launch<Attributes>, shape: Geometry): void {
+  const { kernel: [kh, kw] } = launch.attributes;
+  const { B, C, outH, outW } = shape;
+  const K = C * kh * kw;
+  const [x] = launch.inputs as [Tensor];
+  const element = x.dtype === "f16" ? 2 : 4;
+  const budget = Math.min(PATCH_BYTES, launch.device.gpu.limits.maxStorageBufferBindingSize);
+  const rowsThatFit = Math.floor(budget / (K * outW * element));
+  // Pieces start at multiples of four pixels, so that the product can use 4-vectors.
+  const aligned = outW % 4 === 0 ? 1 : outW % 2 === 0 ? 2 : 4;
+  const rows = rowsThatFit >= outH ? outH : Math.max(aligned, rowsThatFit - rowsThatFit % aligned);
+  const images = rows < outH ? 1 : Math.max(1, Math.min(B, Math.floor(rowsThatFit / outH)));
+  for (let image = 0; image < B; image += images) {
+    for (let row = 0; row < outH; row += rows) {
+      const piece = {
+        image,
+        images: Math.min(images, B - image),
+        row,
+        rows: Math.min(rows, outH - row),
+      };
+      const columns = Math.ceil(piece.rows * outW / 4) * 4;
+      const patches = launch.temporary([piece.images, K, columns], x.dtype);
+      gather(launch, shape, patches, piece);
+      multiply(launch, shape, { tensor: patches, columns }, piece);
+    }
+  }
+}
+
+/** im2col: one invocation writes four neighbouring pixels of one row of the patch matrix. */
+function gather(
+  { inputs, attributes, dispatch }: Launch<Attributes>,
+  { C, H, W, outW }: Geometry,
+  patches: Tensor,
+  { image, images, row, rows }: Piece,
+): void {
+  const { kernel: [kh, kw], stride, dilation, padding } = attributes;
+  const K = C * kh * kw;
+  const columns = patches.shape[2];
+  const count = images * K * columns / 4;
+  dispatch({
+    variant: "gather",
+    read: { x: scalars(inputs[0]!) },
+    write: { patches: vectors(patches) },
+    params: {
+      count: u32(count),
+      K: u32(K),
+      groups: u32(columns / 4),
+      first: u32(image * C * H * W),
+      imageSize: u32(C * H * W),
+      H: u32(H),
+      W: u32(W),
+      outW: u32(outW),
+      row: u32(row),
+      pixels: u32(rows * outW),
+      kw: u32(kw),
+      window: u32(kh * kw),
+      strideY: u32(stride[0]),
+      strideX: u32(stride[1]),
+      dilationY: u32(dilation[0]),
+      dilationX: u32(dilation[1]),
+      top: u32(padding.top),
+      left: u32(padding.left),
+    },
+    ...flatGrid(count),
+    main: () => `
+      ${FLAT_INDEX}
+      if (i >= p.count) { return; }
+      let group = i % p.groups;
+      let k = i / p.groups % p.K;
+      let tap = k % p.window;
+      let dy = tap / p.kw * p.dilationY;
+      let dx = tap % p.kw * p.dilationX;
+      let base = p.first + i / p.groups / p.K * p.imageSize + k / p.window * p.H * p.W;
+      var y = p.row + group * 4u / p.outW;
+      var j = group * 4u % p.outW;
+      var v = vec4f();
+      for (var n = 0u; n < 4u; n++) {
+        // Unsigned: what lies before the first row or column wraps to a large number.
+        let iy = y * p.strideY + dy - p.top;
+        let ix = j * p.strideX + dx - p.left;
+        if (iy < p.H && ix < p.W && group * 4u + n < p.pixels) {
+          v[n] = f32(x[base + iy * p.W + ix]);
+        }
+        j++;
+        if (j == p.outW) { j = 0u; y++; }
+      }
+      patches[i] = patches_t(v);`,
+  });
+}
+
+/** Grouped convolution: one invocation sums one output. */
+function direct(
+  { inputs, output, attributes, dispatch }: Launch<Attributes>,
+  { B, C, H, W, O, outH, outW }: Geometry,
+): void {
+  const { kernel: [kh, kw], stride, dilation, padding, groups, activation } = attributes;
+  const [x, weight, bias, embedding, residual] = inputs as [Tensor, Tensor, ...(Tensor | null)[]];
+  const extras = Object.entries({ bias, embedding, residual }).filter(([, tensor]) => tensor);
+  const count = B * O * outH * outW;
+  dispatch({
+    variant: `direct ${extras.map(([name]) => name)} ${activation}`,
+    read: {
+      x: scalars(x),
+      weight: scalars(weight),
+      ...Object.fromEntries(extras.map(([name, tensor]) => [name, scalars(tensor as Tensor)])),
+    },
+    write: { out: scalars(output) },
+    params: {
+      count: u32(count),
+      inputs: u32(C / groups),
+      outputs: u32(O / groups),
+      C: u32(C),
+      O: u32(O),
+      H: u32(H),
+      W: u32(W),
+      outH: u32(outH),
+      outW: u32(outW),
+      kh: u32(kh),
+      kw: u32(kw),
+      strideY: u32(stride[0]),
+      strideX: u32(stride[1]),
+      dilationY: u32(dilation[0]),
+      dilationX: u32(dilation[1]),
+      top: u32(padding.top),
+      left: u32(padding.left),
+    },
+    ...flatGrid(count),
+    main: () => `
+      ${FLAT_INDEX}
+      if (i >= p.count) { return; }
+      let j = i % p.outW;
+      let y = i / p.outW % p.outH;
+      let o = i / (p.outW * p.outH) % p.O;
+      let b = i / (p.outW * p.outH * p.O);
+      var v = ${bias ? `f32(bias[o])` : `0.0`} ${embedding ? `+ f32(embedding[b * p.O + o])` : ``};
+      for (var c = 0u; c < p.inputs; c++) {
+        let base = (b * p.C + o / p.outputs * p.inputs + c) * p.H * p.W;
+        for (var u = 0u; u < p.kh; u++) {
+          let iy = y * p.strideY + u * p.dilationY - p.top;
+          if (iy >= p.H) { continue; }
+          for (var w = 0u; w < p.kw; w++) {
+            let ix = j * p.strideX + w * p.dilationX - p.left;
+            if (ix < p.W) {
+              v += f32(x[base + iy * p.W + ix])
+                * f32(weight[((o * p.inputs + c) * p.kh + u) * p.kw + w]);
+            }
+          }
+        }
+      }
+      ${residual ? `v += f32(residual[i]);` : ``}
+      ${activation === "silu" ? `v = v / (1.0 + exp(-v));` : ``}
+      out[i] = out_t(v);`,
+  });
+}
+
+/** Settings of {@link conv2d}. */
+export interface Conv2dOptions {
+  /** Step between windows. Default 1. */
+  stride?: number | readonly [number, number];
+  /** Zeros around the image: for all sides, for `[rows, columns]`, or for each side. Default 0. */
+  padding?: number | readonly [number, number] | Padding;
+  /** Distance between the taps of the window. Default 1. */
+  dilation?: number | readonly [number, number];
+  /** Groups of channels that do not see each other. Default 1. */
+  groups?: number;
+  /** Window of a weight in the packed form `[C·kh·kw, O]`. */
+  kernel?: readonly [number, number];
+  /** `[B, O]`, added to every pixel of a channel: the time embedding of a ResNet block. */
+  embedding?: Tensor | null;
+  /** Added to the result, before the activation. */
+  residual?: Tensor | null;
+  /** Default `"none"`. */
+  activation?: Activation;
+}
+
+function attributesOf(weight: Shape, options: Conv2dOptions): Attributes {
+  const { stride = 1, padding = 0, dilation = 1, groups = 1, activation = "none" } = options;
+  const pair = (value: number | readonly [number, number]): readonly [number, number] =>
+    typeof value === "number" ? [value, value] : value;
+  let sides: Padding;
+  if (typeof padding === "object" && "top" in padding) {
+    sides = padding;
+  } else {
+    const [rows, columns] = pair(padding);
+    sides = { top: rows, bottom: rows, left: columns, right: columns };
+  }
+  const kernel = options.kernel ?? (weight.length === 4 ? [weight[2], weight[3]] as const : null);
+  if (!kernel) {
+    throw new ShapeError(
+      `conv2d: a packed weight of shape [${weight}] needs the option kernel: [kh, kw]`,
+    );
+  }
+  const attributes = {
+    kernel,
+    stride: pair(stride),
+    dilation: pair(dilation),
+    padding: sides,
+    groups,
+    activation,
+  };
+  const positive = [...kernel, ...attributes.stride, ...attributes.dilation, groups];
+  const natural = Object.values(sides) as number[];
+  if (
+    !positive.every((n) => Number.isInteger(n) && n >= 1) ||
+    !natural.every((n) => Number.isInteger(n) && n >= 0)
+  ) {
+    throw new ShapeError(
+      `conv2d: kernel, stride, dilation and groups must be whole numbers of at least 1, padding ` +
+        `of at least 0; got ${JSON.stringify(attributes)}`,
+    );
+  }
+  return attributes;
+}
+
+/**
+ * 2-d convolution, as `torch.nn.functional.conv2d`: x `[B, C, H, W]`, weight `[O, C/groups, kh, kw]`
+ * (or packed `[C·kh·kw, O]` with `kernel`), bias `[O]` → `[B, O, H', W']`.
+ *
+ * @throws {ShapeError} if channels, groups, kernel and padding do not fit together.
+ */
+export function conv2d(
+  x: Tensor,
+  weight: Tensor,
+  bias: Tensor | null = null,
+  options: Conv2dOptions = {},
+): Tensor {
+  const { embedding = null, residual = null } = options;
+  const attributes = attributesOf(weight.shape, options);
+  return run(conv2dKernel, [x, weight, bias, embedding, residual], attributes);
+}

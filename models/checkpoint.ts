@@ -1,0 +1,185 @@
+/**
+ * Finding the parts of a checkpoint in a folder of diffusers' layout, wherever it lies: on disk, on
+ * a web server, or inside this package.
+ *
+ * @module
+ */
+
+import { fileSystem, openByteSource } from "../core/byte_source.ts";
+import { InputError, WeightError } from "../core/errors.ts";
+import { openSafetensors, type SafetensorsFile } from "../core/safetensors.ts";
+import type { Json } from "./config.ts";
+import type { WeightSource } from "./weights.ts";
+
+/** A folder on disk (path) or anywhere (URL). */
+export type Location = string | URL;
+
+/** The file or folder `name` inside `folder`. */
+export function inside(folder: Location, name: string): Location {
+  if (folder instanceof URL) {
+    return new URL(name, folder.href.endsWith("/") ? folder : `${folder.href}/`);
+  }
+  return `${folder.replace(/[/\\]+$/, "")}/${name}`;
+}
+
+/** Whether there is a file. */
+export async function exists(file: Location): Promise<boolean> {
+  try {
+    await (await openByteSource(file)).close();
+    return true;
+  } catch (error) {
+    if (error instanceof InputError) return false;
+    throw error;
+  }
+}
+
+/**
+ * Reads a JSON object.
+ *
+ * @throws {InputError} if the file cannot be read.
+ * @throws {WeightError} if it holds no JSON object.
+ */
+export async function readJson(file: Location): Promise<Json> {
+  const source = await openByteSource(file);
+  try {
+    const text = new TextDecoder().decode(await source.read(0, source.size));
+    const value: unknown = JSON.parse(text);
+    if (typeof value === "object" && value !== null && !Array.isArray(value)) return value as Json;
+    throw new SyntaxError("it holds no object");
+  } catch (cause) {
+    if (!(cause instanceof SyntaxError)) throw cause;
+    throw new WeightError(
+      `${source.name}: not a JSON configuration (${cause.message}); fetch the file again`,
+      { cause },
+    );
+  } finally {
+    await source.close();
+  }
+}
+
+const PICKLES = [".bin", ".ckpt", ".pt", ".pth"];
+
+/**
+ * Opens the weights of one part of a diffusers folder: `stem.safetensors`, a variant of it
+ * (`stem.fp16.safetensors`), or shards listed in `stem.safetensors.index.json`.
+ *
+ * @param stem `diffusion_pytorch_model`, or `model` for text encoders.
+ * @throws {WeightError} if there are only pickles, or none of these.
+ */
+export async function openWeights(
+  folder: Location,
+  stem: "diffusion_pytorch_model" | "model",
+): Promise<WeightSource> {
+  const names = ["", ".fp16", ".bf16"].map((variant) => `${stem}${variant}.safetensors`);
+  for (const name of names) {
+    const file = inside(folder, name);
+    if (await exists(file)) return merged([await openSafetensors(file)], String(file));
+    const index = inside(folder, `${name}.index.json`);
+    if (await exists(index)) return openShards(folder, index);
+  }
+  for (const extension of PICKLES) {
+    const bin = stem === "model" && extension === ".bin";
+    const name = bin ? "pytorch_model.bin" : stem + extension;
+    if (!await exists(inside(folder, name))) continue;
+    throw new WeightError(
+      `${folder}: there is only ${name}, a Python pickle, which can run code when it is opened and ` +
+        `is therefore not loaded. Convert it with Python: ` +
+        `from safetensors.torch import save_file; import torch; ` +
+        `save_file(torch.load("${name}", weights_only=True), "${stem}.safetensors")`,
+    );
+  }
+  throw new WeightError(
+    `${folder}: no weights found, looked for ${names.join(", ")} and their .index.json`,
+  );
+}
+
+async function openShards(folder: Location, index: Location): Promise<WeightSource> {
+  const map = (await readJson(index)).weight_map;
+  const listed = typeof map === "object" && map !== null ? Object.entries(map) : [];
+  if (!listed.length || !listed.every(([, file]) => typeof file === "string")) {
+    throw new WeightError(`${index}: "weight_map" must list a file for each tensor`);
+  }
+  const names = [...new Set(listed.map(([, file]) => file as string))];
+  const outside = names.find((name) => /[/\\]|^\.\.?$/.test(name));
+  if (outside !== undefined) {
+    throw new WeightError(`${index}: shards must lie in the same folder, "${outside}" does not`);
+  }
+  const files: SafetensorsFile[] = [];
+  try {
+    for (const name of names) files.push(await openSafetensors(inside(folder, name)));
+    const source = merged(files, String(index));
+    const missing = listed.find(([name]) => !source.tensors.has(name));
+    if (missing) {
+      throw new WeightError(`${index}: lists ${missing[0]} in ${missing[1]}, which lacks it`);
+    }
+    return source;
+  } catch (error) {
+    for (const file of files) await file.close();
+    throw error;
+  }
+}
+
+/** The tensors of several files as one model. */
+export function merged(files: readonly SafetensorsFile[], name: string): WeightSource {
+  const tensors = new Map<string, { file: SafetensorsFile; key: string }>();
+  for (const file of files) {
+    for (const key of file.tensors.keys()) {
+      const other = tensors.get(key);
+      if (other) {
+        throw new WeightError(`${name}: ${key} is in both ${other.file.name} and ${file.name}`);
+      }
+      tensors.set(key, { file, key });
+    }
+  }
+  return {
+    name,
+    tensors,
+    async close() {
+      for (const file of files) await file.close();
+    },
+  };
+}
+
+/**
+ * Checks that a location is a diffusers folder of Stable Diffusion and returns its index.
+ *
+ * @throws {InputError} if there is nothing, or something else; the message says what.
+ */
+export async function readModelIndex(folder: Location): Promise<Json> {
+  const index = inside(folder, "model_index.json");
+  if (await exists(index)) return await readJson(index);
+  const path = String(folder);
+  if (PICKLES.some((extension) => path.endsWith(extension))) {
+    throw new InputError(
+      `${path}: pickled checkpoints can run code when they are opened and are therefore not ` +
+        `loaded. Convert it to safetensors first, for example with ` +
+        `diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors`,
+    );
+  }
+  if (await exists(folder)) {
+    throw new InputError(
+      `${path}: a model is a folder in diffusers' layout (with model_index.json, unet/, vae/, ` +
+        `text_encoder/, tokenizer/, scheduler/); this is a single file. Save it as a folder with ` +
+        `StableDiffusionPipeline.from_single_file(…).save_pretrained(…)`,
+    );
+  }
+  const parts = await folderNames(path);
+  throw new InputError(
+    parts
+      ? `${path}: there is no model_index.json in this folder (found ${
+        parts.join(", ") || "nothing"
+      }); give the folder that holds unet/, vae/, text_encoder/, tokenizer/ and scheduler/`
+      : `${path}: no such model folder; give the path of a diffusers folder, ` +
+        `or leave --model out to use the built-in model`,
+  );
+}
+
+/** Names in a folder on disk, or `null` if there is none. */
+async function folderNames(path: string): Promise<string[] | null> {
+  try {
+    const fs = await fileSystem();
+    return (await fs.readdir(path)).slice(0, 8);
+  } catch {
+    return null; // no folder, or no file system: both mean that there is nothing to list
+  }
+}

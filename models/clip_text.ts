@@ -1,0 +1,189 @@
+/**
+ * The text encoder of Stable Diffusion 1.x: `CLIPTextModel` of transformers, a causal pre-norm
+ * transformer over 77 tokens.
+ *
+ * @module
+ */
+
+import type { Device } from "../core/device.ts";
+import type { DType } from "../core/dtype.ts";
+import { InputError, ShapeError } from "../core/errors.ts";
+import type { Tensor } from "../core/tensor.ts";
+import {
+  add,
+  attention,
+  cast,
+  embedding,
+  gelu,
+  indexSelect,
+  linear as rowLinear,
+  permute,
+  quickGelu,
+  slice,
+  stack,
+} from "../kernels/mod.ts";
+import type { ClipTextConfig } from "./config.ts";
+import { linear, tokenNorm } from "./layers.ts";
+import { Weights, type WeightSource } from "./weights.ts";
+
+/** What the encoder makes of token ids; all in f32, tokens along axis 1. */
+export interface ClipTextOutput {
+  /** `[B, tokens, width]` after the final layer norm: what Stable Diffusion is conditioned on. */
+  readonly lastHiddenState: Tensor;
+  /** Input of every layer, and the output of the last: `layers + 1` of `[B, tokens, width]`. */
+  readonly hiddenStates: readonly Tensor[];
+  /** `[B, width]`: the final state at the end token. */
+  readonly pooled: Tensor;
+  /** `[B, projection]`, for encoders with a text projection. */
+  readonly textEmbeds: Tensor | null;
+}
+
+/** The text encoder of Stable Diffusion 1.x. */
+export class ClipTextModel {
+  /** Its configuration. */
+  readonly config: ClipTextConfig;
+  readonly #weights: Weights;
+  readonly #network: Network;
+
+  private constructor(weights: Weights, config: ClipTextConfig) {
+    this.config = config;
+    this.#weights = weights;
+    this.#network = network(weights, config);
+  }
+
+  /**
+   * Loads a text encoder. Activations are f32 whatever the type of the weights: one prompt costs
+   * little, and everything after it depends on it.
+   *
+   * @throws {WeightError} if tensors are missing, superfluous or of another shape.
+   */
+  static async load(
+    source: WeightSource,
+    config: ClipTextConfig,
+    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+  ): Promise<ClipTextModel> {
+    const weights = Weights.of(device, source, dtype);
+    try {
+      const model = new ClipTextModel(weights, config);
+      await weights.load();
+      return model;
+    } catch (error) {
+      weights.dispose();
+      throw error;
+    }
+  }
+
+  /**
+   * Encodes token ids, all rows of one length.
+   *
+   * @throws {InputError} if an id lies outside the vocabulary or a row is too long.
+   */
+  forward(ids: readonly ArrayLike<number>[]): ClipTextOutput {
+    const { vocabSize, maxPositionEmbeddings: most } = this.config;
+    const length = ids[0]?.length ?? 0;
+    if (!length || ids.some((row) => row.length !== length)) {
+      throw new ShapeError("CLIP: needs at least one row of tokens, and rows of equal length");
+    }
+    if (length > most) {
+      throw new InputError(`CLIP: takes at most ${most} tokens a prompt, got ${length}`);
+    }
+    for (const row of ids) {
+      const wrong = Array.from(row).find((id) => !(id >= 0 && id < vocabSize));
+      if (wrong !== undefined) {
+        throw new InputError(
+          `CLIP: token ids must lie in [0, ${vocabSize}), got ${wrong}; ` +
+            `the tokenizer may belong to another model`,
+        );
+      }
+    }
+    return this.#weights.device.scope(() => this.#network(ids.map((row) => Array.from(row))));
+  }
+
+  /** Final layer norm of another hidden state: "clip skip". `[B, tokens, width]` → the same. */
+  finalNorm(hiddenState: Tensor): Tensor {
+    return hiddenState.device.scope(() =>
+      permute(this.#network.finalNorm(permute(hiddenState, [0, 2, 1])), [0, 2, 1])
+    );
+  }
+
+  /** Frees the weights. */
+  dispose(): void {
+    this.#weights.dispose();
+  }
+}
+
+interface Network {
+  (ids: readonly number[][]): ClipTextOutput;
+  finalNorm(x: Tensor): Tensor;
+}
+
+function network(root: Weights, config: ClipTextConfig): Network {
+  const w = root.at("text_model");
+  const { hiddenSize: width, vocabSize, maxPositionEmbeddings, layerNormEps } = config;
+  const tokens = w.at("embeddings").tensor("token_embedding.weight", [vocabSize, width]);
+  const positions = w.at("embeddings")
+    .tensor("position_embedding.weight", [maxPositionEmbeddings, width]);
+  const layers = Array.from(
+    { length: config.numHiddenLayers },
+    (_, i) => encoderLayer(w.at(`encoder.layers.${i}`), config),
+  );
+  const finalNorm = tokenNorm(w.at("final_layer_norm"), width, layerNormEps);
+  const projection = root.has("text_projection.weight")
+    ? root.tensor("text_projection.weight", [config.projectionDim, width])
+    : null;
+  const { device } = root;
+  const tokensLast = (x: Tensor) => permute(x, [0, 2, 1]);
+
+  const forward = (ids: readonly number[][]): ClipTextOutput => {
+    const length = ids[0].length;
+    const embedded = embedding(
+      tokens,
+      device.tensor(Int32Array.from(ids.flat()), [ids.length, length]),
+    );
+    const at = slice(positions, [0], [length], [0]);
+    let h = tokensLast(add(cast(embedded, "f32"), at)); // the residual stream is f32
+
+    const hiddenStates = [tokensLast(h)];
+    for (const layer of layers) {
+      h = layer(h);
+      hiddenStates.push(tokensLast(h));
+    }
+    const lastHiddenState = tokensLast(finalNorm(h));
+    const ends = ids.map((row) => endPosition(row, config.eosTokenId));
+    const rows = ends.map((end, row) =>
+      indexSelect(slice(lastHiddenState, [row], [row + 1], [0]), 1, [end]).reshape([width])
+    );
+    const pooled = stack(rows, 0);
+    const textEmbeds = projection && rowLinear(pooled, projection);
+    return { lastHiddenState, hiddenStates, pooled, textEmbeds };
+  };
+  return Object.assign(forward, { finalNorm });
+}
+
+/**
+ * Where a row's end token stands. Old configurations say `eos_token_id` 2, which is not the end
+ * token: then the largest id is meant, which the end token of CLIP's vocabulary is.
+ */
+function endPosition(ids: readonly number[], eosTokenId: number): number {
+  return ids.indexOf(eosTokenId === 2 ? Math.max(...ids) : eosTokenId);
+}
+
+/** `x += attention(norm(x)); x += mlp(norm(x))`, x `[B, width, tokens]`. */
+function encoderLayer(w: Weights, config: ClipTextConfig): (x: Tensor) => Tensor {
+  const { hiddenSize: width, intermediateSize: hidden, layerNormEps: eps } = config;
+  const heads = config.numAttentionHeads;
+  const act = config.hiddenAct === "gelu" ? (x: Tensor) => gelu(x) : quickGelu;
+  const norm1 = tokenNorm(w.at("layer_norm1"), width, eps);
+  const q = linear(w.at("self_attn.q_proj"), width, width);
+  const k = linear(w.at("self_attn.k_proj"), width, width);
+  const v = linear(w.at("self_attn.v_proj"), width, width);
+  const out = linear(w.at("self_attn.out_proj"), width, width);
+  const norm2 = tokenNorm(w.at("layer_norm2"), width, eps);
+  const fc1 = linear(w.at("mlp.fc1"), width, hidden);
+  const fc2 = linear(w.at("mlp.fc2"), hidden, width);
+  return w.module((x: Tensor) => {
+    const h = norm1(x);
+    const y = out(attention(q(h), k(h), v(h), { heads, causal: true }), { residual: x });
+    return fc2(act(fc1(norm2(y))), { residual: y });
+  });
+}

@@ -1,0 +1,73 @@
+/**
+ * The layers that all models are made of. Each constructor takes a cursor into the weights and
+ * returns a function; activations are channel-major, `[B, C, H, W]` or `[B, C, N]`.
+ *
+ * @module
+ */
+
+import type { Tensor } from "../core/tensor.ts";
+import {
+  channelLinear,
+  conv2d,
+  type Conv2dOptions,
+  groupNorm,
+  layerNorm,
+  type LinearOptions,
+} from "../kernels/mod.ts";
+import type { Weights } from "./weights.ts";
+
+/** A layer that maps one tensor. */
+export type Layer = (x: Tensor) => Tensor;
+
+/** A linear layer on channel-major tokens, `[B, K, N] → [B, M, N]`. */
+export type Linear = (x: Tensor, options?: LinearOptions) => Tensor;
+
+/** Linear layer (`torch.nn.Linear`), or a 1×1 convolution on tokens: the same product. */
+export function linear(w: Weights, K: number, M: number, { bias = true } = {}): Linear {
+  const weight = w.packed("weight", [M, K]);
+  const b = bias ? w.tensor("bias", [M]) : null;
+  return (x, options) => channelLinear(x, weight, b, options);
+}
+
+/** A convolution whose window and step are fixed. */
+export type Conv = (
+  x: Tensor,
+  options?: Pick<Conv2dOptions, "embedding" | "residual" | "activation">,
+) => Tensor;
+
+/** 2-d convolution (`torch.nn.Conv2d`) with a square window; default padding keeps the size. */
+export function conv(
+  w: Weights,
+  channels: number,
+  outputs: number,
+  size: number,
+  { stride = 1, padding = (size - 1) / 2 as Conv2dOptions["padding"] } = {},
+): Conv {
+  const weight = w.packed("weight", [outputs, channels, size, size]);
+  const bias = w.tensor("bias", [outputs]);
+  return w.module((x: Tensor, options = {}) =>
+    conv2d(x, weight, bias, { kernel: [size, size], stride, padding, ...options })
+  );
+}
+
+/** Group norm (`torch.nn.GroupNorm`), optionally followed by SiLU. */
+export function norm(
+  w: Weights,
+  channels: number,
+  { groups, eps, silu = false }: { groups: number; eps: number; silu?: boolean },
+): Layer {
+  const weight = w.tensor("weight", [channels]);
+  const bias = w.tensor("bias", [channels]);
+  const activation = silu ? "silu" : "none";
+  return (x) => {
+    w.observe(() => groupNorm(x, groups, weight, bias, { eps }));
+    return groupNorm(x, groups, weight, bias, { eps, activation });
+  };
+}
+
+/** Layer norm over the channels of tokens `[B, C, N]` (`torch.nn.LayerNorm`). */
+export function tokenNorm(w: Weights, channels: number, eps: number): Layer {
+  const weight = w.tensor("weight", [channels]);
+  const bias = w.tensor("bias", [channels]);
+  return (x) => layerNorm(x, weight, bias, { axis: 1, eps });
+}

@@ -1,0 +1,259 @@
+/**
+ * The denoiser of Stable Diffusion 1.x: `UNet2DConditionModel` of diffusers. It predicts the noise
+ * in latents `[B, 4, h, w]` at a timestep, given a text.
+ *
+ * @module
+ */
+
+import type { Device } from "../core/device.ts";
+import type { DType } from "../core/dtype.ts";
+import { ShapeError } from "../core/errors.ts";
+import { formatShape } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import {
+  add,
+  broadcastTo,
+  cast,
+  linear,
+  permute,
+  silu,
+  timestepEmbedding,
+} from "../kernels/mod.ts";
+import { type FrameAttention, type KeyValueCache, SELF, type Transformer2D } from "./attention.ts";
+import type { UNetConfig } from "./config.ts";
+import { conv, norm } from "./layers.ts";
+import { type BlockSettings, type Context, downBlock, midBlock, upBlock } from "./unet_blocks.ts";
+import { type Observer, Weights, type WeightSource } from "./weights.ts";
+
+/** What ControlNets add to a UNet: to each skip connection, and to the middle. */
+export interface ControlResiduals {
+  readonly down: readonly Tensor[];
+  readonly mid: Tensor;
+}
+
+/** Optional inputs of {@link UNet2DConditionModel.forward}. */
+export interface UNetOptions {
+  /** Which frames see which. Default: every row for itself. */
+  readonly frames?: FrameAttention;
+  /** Residuals of a ControlNet. */
+  readonly control?: ControlResiduals | null;
+}
+
+/** `SiLU(MLP(sin/cos(t)))` for each row, `[B, width]` in f32. */
+export type TimeEmbedding = (timestep: number | Tensor, rows: number) => Tensor;
+
+/** `TimestepEmbedding` of diffusers: two linear layers; the result has passed the SiLU that follows. */
+export function timeEmbedding(w: Weights, config: UNetConfig): TimeEmbedding {
+  const dim = config.blockOutChannels[0];
+  const width = 4 * dim;
+  const weight1 = w.tensor("linear_1.weight", [width, dim]);
+  const bias1 = w.tensor("linear_1.bias", [width]);
+  const weight2 = w.tensor("linear_2.weight", [width, width]);
+  const bias2 = w.tensor("linear_2.bias", [width]);
+  const { flipSinToCos, freqShift } = config;
+  return (timestep, rows) => {
+    const t = typeof timestep === "number" ? w.device.tensor([timestep]) : timestep;
+    const steps = t.reshape([t.size]);
+    const waves = timestepEmbedding(steps, dim, { flipSinToCos, downscaleFreqShift: freqShift });
+    const hidden = linear(waves, weight1, bias1, { activation: "silu" });
+    const embedding = broadcastTo(linear(hidden, weight2, bias2), [rows, width]);
+    w.observe(() => embedding);
+    return silu(embedding);
+  };
+}
+
+/** Extents of the blocks of stage `i`. */
+export function blockSettings(config: UNetConfig, i: number): BlockSettings {
+  return {
+    groups: config.normNumGroups,
+    eps: config.normEps,
+    timeWidth: 4 * config.blockOutChannels[0],
+    textWidth: config.crossAttentionDim,
+    heads: config.heads[i],
+  };
+}
+
+/** The UNet of Stable Diffusion 1.x. */
+export class UNet2DConditionModel {
+  /** Its configuration. */
+  readonly config: UNetConfig;
+  readonly #weights: Weights;
+  readonly #network: Network;
+
+  private constructor(weights: Weights, config: UNetConfig) {
+    this.config = config;
+    this.#weights = weights;
+    this.#network = network(weights, config);
+  }
+
+  /**
+   * Loads a UNet.
+   *
+   * @throws {WeightError} if tensors are missing, superfluous or of another shape.
+   */
+  static async load(
+    source: WeightSource,
+    config: UNetConfig,
+    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+  ): Promise<UNet2DConditionModel> {
+    const weights = Weights.of(device, source, dtype);
+    try {
+      const model = new UNet2DConditionModel(weights, config);
+      await weights.load();
+      return model;
+    } catch (error) {
+      weights.dispose();
+      throw error;
+    }
+  }
+
+  /** Type of weights and activations. */
+  get dtype(): DType {
+    return this.#weights.dtype;
+  }
+
+  /** Device that the model lives on. */
+  get device(): Device {
+    return this.#weights.device;
+  }
+
+  /**
+   * Keys and values of a text for all cross-attention layers; they depend on the prompt alone.
+   *
+   * @param hiddenStates Output of the text encoder, `[B, tokens, width]`.
+   * @returns A cache to be freed with `disposeCache`.
+   */
+  encodeText(hiddenStates: Tensor): KeyValueCache {
+    const cache: KeyValueCache = new Map();
+    const width = this.config.crossAttentionDim;
+    if (hiddenStates.shape.length !== 3 || hiddenStates.shape[2] !== width) {
+      throw new ShapeError(
+        `UNet: the text must have shape [B, tokens, ${width}], ` +
+          `got ${formatShape(hiddenStates.shape)}; it may come from another text encoder`,
+      );
+    }
+    this.device.scope(() => {
+      const tokens = cast(permute(hiddenStates, [0, 2, 1]), this.dtype);
+      for (const { blocks } of this.#network.transformers) {
+        for (const { text, path } of blocks) {
+          const { key, value } = text.project(tokens);
+          cache.set(path, { key: key.keep(), value: value.keep() });
+        }
+      }
+    });
+    return cache;
+  }
+
+  /**
+   * Predicts the noise (or v, as the model was trained).
+   *
+   * @param sample Latents, `[B, inChannels, h, w]`.
+   * @param timestep One for all rows, or a tensor with one for each row (or for all).
+   * @param text Hidden states `[B', tokens, width]`, or what {@link encodeText} made of them; B is a
+   * multiple of B'.
+   * @returns `[B, outChannels, h, w]` in f32.
+   */
+  forward(
+    sample: Tensor,
+    timestep: number | Tensor,
+    text: Tensor | KeyValueCache,
+    { frames = SELF, control = null }: UNetOptions = {},
+  ): Tensor {
+    const [rows, channels] = sample.shape;
+    if (sample.shape.length !== 4 || channels !== this.config.inChannels) {
+      throw new ShapeError(
+        `UNet: latents must have shape [B, ${this.config.inChannels}, h, w], ` +
+          `got ${formatShape(sample.shape)}`,
+      );
+    }
+    if (rows % frames.frames !== 0) {
+      throw new ShapeError(`UNet: ${rows} rows are not a multiple of ${frames.frames} frames`);
+    }
+    const cache = text instanceof Map ? text : this.encodeText(text);
+    try {
+      return this.device.scope(() => {
+        const context = {
+          temb: this.#network.timeEmbedding(timestep, rows),
+          text: cache,
+          frames,
+        };
+        return cast(this.#network.forward(cast(sample, this.dtype), context, control), "f32");
+      });
+    } finally {
+      if (cache !== text) {
+        for (const { key, value } of cache.values()) (key.dispose(), value.dispose());
+      }
+    }
+  }
+
+  /** Shows the outputs of submodules, by diffusers' names, to `observer`. */
+  observe(observer: Observer | null): void {
+    this.#weights.setObserver(observer);
+  }
+
+  /** Frees the weights. */
+  dispose(): void {
+    this.#weights.dispose();
+  }
+}
+
+interface Network {
+  readonly transformers: readonly Transformer2D[];
+  readonly timeEmbedding: TimeEmbedding;
+  forward(sample: Tensor, context: Context, control: ControlResiduals | null): Tensor;
+}
+
+/** The network: way down, middle, way up with skip connections. */
+function network(w: Weights, config: UNetConfig): Network {
+  const { blockOutChannels: widths, layersPerBlock: layers, downAttention, upAttention } = config;
+  const top = widths.length - 1;
+  const { groups, eps } = blockSettings(config, 0);
+
+  const embed = timeEmbedding(w.at("time_embedding"), config);
+  const convIn = conv(w.at("conv_in"), config.inChannels, widths[0], 3);
+  const down = widths.map((width, i) =>
+    downBlock(w.at(`down_blocks.${i}`), widths[Math.max(0, i - 1)], width, layers, {
+      attention: downAttention[i],
+      last: i === top,
+    }, blockSettings(config, i))
+  );
+  const mid = midBlock(w.at("mid_block"), widths[top], blockSettings(config, top));
+
+  // Channels of the skips in the order in which the way down makes them.
+  const skipWidths = [widths[0]];
+  widths.forEach((width, i) => {
+    for (let layer = 0; layer < layers + (i < top ? 1 : 0); layer++) skipWidths.push(width);
+  });
+  let channels = widths[top];
+  const up = [...widths].reverse().map((width, i) => {
+    const inputs = Array.from({ length: layers + 1 }, () => {
+      const input = channels + (skipWidths.pop() as number);
+      channels = width;
+      return input;
+    });
+    const kind = { attention: upAttention[i], last: i === top };
+    return upBlock(w.at(`up_blocks.${i}`), inputs, width, kind, blockSettings(config, top - i));
+  });
+  const normOut = norm(w.at("conv_norm_out"), widths[0], { groups, eps, silu: true });
+  const convOut = conv(w.at("conv_out"), widths[0], config.outChannels, 3);
+
+  return {
+    transformers: [...down, mid, ...up].flatMap((block) => block.transformers),
+    timeEmbedding: embed,
+    forward(sample, context, control) {
+      let h = convIn(sample);
+      let skips = [h];
+      for (const block of down) {
+        skips.push(...block.forward(h, context));
+        h = skips[skips.length - 1];
+      }
+      h = mid.forward(h, context);
+      if (control) {
+        skips = skips.map((skip, i) => add(skip, control.down[i]));
+        h = add(h, control.mid);
+      }
+      for (const block of up) h = block.forward(h, skips, context);
+      return convOut(normOut(h));
+    },
+  };
+}

@@ -1,0 +1,244 @@
+/**
+ * The autoencoder of Stable Diffusion 1.x: `AutoencoderKL` of diffusers. Images `[B, 3, H, W]` in
+ * [−1, 1] ↔ latents `[B, 4, H/8, W/8]`.
+ *
+ * @module
+ */
+
+import type { Device } from "../core/device.ts";
+import type { DType } from "../core/dtype.ts";
+import { ShapeError } from "../core/errors.ts";
+import { formatShape } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import { attention, cast, clamp, narrow } from "../kernels/mod.ts";
+import type { VaeConfig } from "./config.ts";
+import { conv, type Layer, linear, norm } from "./layers.ts";
+import { downsample, type ResnetBlock, resnetBlock, upsample } from "./unet_blocks.ts";
+import { type Observer, Weights, type WeightSource } from "./weights.ts";
+
+const EPS = 1e-6;
+
+/** What the encoder says of an image: a Gaussian in latent space. */
+export interface LatentDistribution {
+  /** `[B, 2·C, h, w]`: mean and log-variance as the network gives them. */
+  readonly moments: Tensor;
+  /** `[B, C, h, w]`. */
+  readonly mean: Tensor;
+  /** `[B, C, h, w]`, clamped to [−30, 20]. */
+  readonly logvar: Tensor;
+}
+
+/** The autoencoder of Stable Diffusion 1.x. */
+export class AutoencoderKL {
+  /** Its configuration. */
+  readonly config: VaeConfig;
+  readonly #weights: Weights;
+  readonly #encode: Layer;
+  readonly #decode: Layer;
+
+  private constructor(weights: Weights, config: VaeConfig) {
+    this.config = config;
+    this.#weights = weights;
+    this.#encode = encoder(weights, config);
+    this.#decode = decoder(weights, config);
+  }
+
+  /**
+   * Loads an autoencoder; the attention layers may have diffusers' present or old names.
+   *
+   * @throws {WeightError} if tensors are missing, superfluous or of another shape.
+   */
+  static async load(
+    source: WeightSource,
+    config: VaeConfig,
+    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+  ): Promise<AutoencoderKL> {
+    const weights = Weights.of(device, renamed(source), dtype);
+    try {
+      const model = new AutoencoderKL(weights, config);
+      await weights.load();
+      return model;
+    } catch (error) {
+      weights.dispose();
+      throw error;
+    }
+  }
+
+  /** Type of the weights, and of activations unless said otherwise. */
+  get dtype(): DType {
+    return this.#weights.dtype;
+  }
+
+  /** Pixels per latent cell along each side. */
+  get factor(): number {
+    return 2 ** (this.config.blockOutChannels.length - 1);
+  }
+
+  /**
+   * Encodes images.
+   *
+   * @param image `[B, 3, H, W]` in [−1, 1]; H and W multiples of {@link factor}.
+   */
+  encode(image: Tensor): LatentDistribution {
+    const [, channels, H, W] = image.shape;
+    if (channels !== this.config.inChannels || H % this.factor || W % this.factor) {
+      throw new ShapeError(
+        `VAE: images must have shape [B, ${this.config.inChannels}, H, W] with H and W multiples ` +
+          `of ${this.factor}, got ${formatShape(image.shape)}`,
+      );
+    }
+    return image.device.scope(() => {
+      const moments = cast(this.#encode(cast(image, this.dtype)), "f32");
+      const C = this.config.latentChannels;
+      const logvar = clamp(narrow(moments, 1, C, C), -30, 20);
+      return { moments, mean: narrow(moments, 1, 0, C), logvar };
+    });
+  }
+
+  /**
+   * Decodes latents that have been divided by the scaling factor.
+   *
+   * @param latents `[B, 4, h, w]`.
+   * @param dtype Type of activations; f32 also works with half-precision weights.
+   * @returns `[B, 3, 8h, 8w]` in f32, about [−1, 1].
+   */
+  decode(latents: Tensor, dtype: DType = this.dtype): Tensor {
+    const C = this.config.latentChannels;
+    if (latents.shape.length !== 4 || latents.shape[1] !== C) {
+      throw new ShapeError(
+        `VAE: latents must have shape [B, ${C}, h, w], got ${formatShape(latents.shape)}`,
+      );
+    }
+    return latents.device.scope(() => cast(this.#decode(cast(latents, dtype)), "f32"));
+  }
+
+  /** Shows the outputs of submodules, by diffusers' names, to `observer`. */
+  observe(observer: Observer | null): void {
+    this.#weights.setObserver(observer);
+  }
+
+  /** Frees the weights. */
+  dispose(): void {
+    this.#weights.dispose();
+  }
+}
+
+/** Old diffusers files call the projections of the attention layers otherwise. */
+const OLD_NAMES: Readonly<Record<string, string>> = {
+  query: "to_q",
+  key: "to_k",
+  value: "to_v",
+  proj_attn: "to_out.0",
+};
+
+function renamed(source: WeightSource): WeightSource {
+  const tensors = new Map([...source.tensors].map(([name, entry]) => [
+    name.replace(
+      /(\.attentions\.\d+\.)(query|key|value|proj_attn)\./,
+      (_, module: string, old: string) => `${module}${OLD_NAMES[old]}.`,
+    ),
+    entry,
+  ]));
+  return { name: source.name, tensors, close: () => source.close() };
+}
+
+/** `conv_in`, stages that halve the side, middle, `conv_out`, and the 1×1 `quant_conv`. */
+function encoder(root: Weights, config: VaeConfig): Layer {
+  const w = root.at("encoder");
+  const { blockOutChannels: widths, normNumGroups: groups, latentChannels: C } = config;
+  const top = widths.length - 1;
+  const convIn = conv(w.at("conv_in"), config.inChannels, widths[0], 3);
+  const stages = widths.map((width, i) => {
+    const at = w.at(`down_blocks.${i}`);
+    const resnets = resnetChain(
+      at,
+      widths[Math.max(0, i - 1)],
+      width,
+      config.layersPerBlock,
+      groups,
+    );
+    // The image grows by one row and one column at its far edges only.
+    const edges = { top: 0, left: 0, bottom: 1, right: 1 };
+    const down = i < top ? downsample(at.at("downsamplers.0"), width, edges) : null;
+    return at.module((x: Tensor) => down ? down(resnets(x)) : resnets(x));
+  });
+  const mid = midBlock(w.at("mid_block"), widths[top], groups);
+  const normOut = norm(w.at("conv_norm_out"), widths[top], { groups, eps: EPS, silu: true });
+  const convOut = conv(w.at("conv_out"), widths[top], 2 * C, 3);
+  const quant = conv(root.at("quant_conv"), 2 * C, 2 * C, 1);
+  return (image) => quant(convOut(normOut(mid(chain(stages)(convIn(image))))));
+}
+
+/** The 1×1 `post_quant_conv`, `conv_in`, middle, stages that double the side, `conv_out`. */
+function decoder(root: Weights, config: VaeConfig): Layer {
+  const w = root.at("decoder");
+  const { normNumGroups: groups, latentChannels: C } = config;
+  const widths = [...config.blockOutChannels].reverse();
+  const top = widths.length - 1;
+  const postQuant = conv(root.at("post_quant_conv"), C, C, 1);
+  const convIn = conv(w.at("conv_in"), C, widths[0], 3);
+  const mid = midBlock(w.at("mid_block"), widths[0], groups);
+  const stages = widths.map((width, i) => {
+    const at = w.at(`up_blocks.${i}`);
+    const layers = config.layersPerBlock + 1;
+    const resnets = resnetChain(at, widths[Math.max(0, i - 1)], width, layers, groups);
+    const up = i < top ? upsample(at.at("upsamplers.0"), width) : null;
+    return at.module((x: Tensor) => up ? up(resnets(x)) : resnets(x));
+  });
+  const normOut = norm(w.at("conv_norm_out"), widths[top], { groups, eps: EPS, silu: true });
+  const convOut = conv(w.at("conv_out"), widths[top], config.outChannels, 3);
+  return (latents) => convOut(normOut(chain([convIn, mid, ...stages])(postQuant(latents))));
+}
+
+/** Applies layers one after the other; what lies between them is freed on the way. */
+function chain(layers: readonly Layer[]): Layer {
+  return (x) =>
+    layers.reduce((h, layer) => {
+      const next = layer(h);
+      if (h !== x) h.dispose();
+      return next;
+    }, x);
+}
+
+function resnetChain(
+  w: Weights,
+  channels: number,
+  outputs: number,
+  layers: number,
+  groups: number,
+): Layer {
+  const settings = { groups, eps: EPS, timeWidth: null };
+  const resnets = Array.from(
+    { length: layers },
+    (_, i): ResnetBlock =>
+      resnetBlock(w.at(`resnets.${i}`), i ? outputs : channels, outputs, settings),
+  );
+  return chain(resnets.map((resnet) => (x) => resnet(x, null)));
+}
+
+/** ResNet block, attention of one head over all pixels, ResNet block. */
+function midBlock(w: Weights, channels: number, groups: number): Layer {
+  const resnet0 = resnetChain(w, channels, channels, 1, groups);
+  const attend = pixelAttention(w.at("attentions.0"), channels, groups);
+  const resnet1 = resnetBlock(w.at("resnets.1"), channels, channels, {
+    groups,
+    eps: EPS,
+    timeWidth: null,
+  });
+  return w.module((x: Tensor) => resnet1(attend(resnet0(x)), null));
+}
+
+function pixelAttention(w: Weights, channels: number, groups: number): Layer {
+  const normIn = norm(w.at("group_norm"), channels, { groups, eps: EPS });
+  const toQ = linear(w.at("to_q"), channels, channels);
+  const toK = linear(w.at("to_k"), channels, channels);
+  const toV = linear(w.at("to_v"), channels, channels);
+  const toOut = linear(w.at("to_out.0"), channels, channels);
+  return w.module((x: Tensor) => {
+    const [B, C, H, W] = x.shape;
+    const tokens = [B, C, H * W];
+    const h = normIn(x).reshape(tokens);
+    const mixed = attention(toQ(h), toK(h), toV(h), { heads: 1 });
+    return toOut(mixed, { residual: x.reshape(tokens) }).reshape(x.shape);
+  });
+}

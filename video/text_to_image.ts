@@ -1,0 +1,82 @@
+/**
+ * Text to image: Stable Diffusion itself, by the same loop as the video's first frame.
+ *
+ * @module
+ */
+
+import { ShapeError } from "../core/errors.ts";
+import { sameShape } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import { linearCombination } from "../kernels/mod.ts";
+import type { StableDiffusion } from "../models/stable_diffusion.ts";
+import { type Clip, type ClipStep, makeClip } from "./clip.ts";
+import {
+  denoise,
+  encodePrompts,
+  type GenerationOptions,
+  schedulerFor,
+  settle,
+} from "./generation.ts";
+import { GuidedUNet } from "./guided_unet.ts";
+import { noisePerFrame } from "./noise.ts";
+
+/** Options of {@link textToImage}. */
+export interface TextToImageOptions extends GenerationOptions {
+  /** x_T, `[1, 4, h, w]`, instead of drawing it. */
+  latents?: Tensor;
+}
+
+/**
+ * Makes one picture: a clip of one frame.
+ *
+ * @throws {InputError} if an option cannot be used; the message names it.
+ */
+export function textToImage(
+  sd: StableDiffusion,
+  prompt: string,
+  options: TextToImageOptions = {},
+): Clip {
+  const settled = settle(sd, prompt, options);
+  const scheduler = schedulerFor(sd, settled);
+  const { width, height, guidanceScale, seed, eta } = settled;
+  const { device, factor, unet } = sd;
+  const { signal } = options;
+  const shape = [1, unet.config.outChannels, height / factor, width / factor];
+  if (options.latents && !sameShape(options.latents.shape, shape)) {
+    throw new ShapeError(`latents must have shape [${shape}], got [${options.latents.shape}]`);
+  }
+  const noise = noisePerFrame(seed, [0]);
+  const warnings: string[] = [];
+
+  async function* make(): AsyncGenerator<ClipStep, Tensor> {
+    const text = encodePrompts(sd, settled, warnings);
+    const guided = new GuidedUNet(unet, text, { guidanceScale, crossFrame: false, group: 1 });
+    text.dispose();
+    try {
+      const start = device.scope(() => {
+        const xT = options.latents ?? device.tensor(noise.initial(shape), shape);
+        return linearCombination([scheduler.initNoiseSigma], [xT]);
+      }).keep();
+      const sampler = { unet: guided, scheduler, noise, eta, signal };
+      const total = scheduler.timesteps.length;
+      const progress = { phase: "frames", before: 0, total } as const;
+      return yield* denoise(sampler, start, scheduler.timesteps, progress);
+    } finally {
+      guided.dispose();
+      scheduler.reset();
+      device.trim();
+    }
+  }
+
+  const settings = { ...settled, model: sd.source, dtype: unet.dtype };
+  return makeClip({
+    sd,
+    frameIds: [0],
+    width,
+    height,
+    settings,
+    warnings,
+    signal,
+    denoise: make(),
+  });
+}

@@ -1,0 +1,339 @@
+/**
+ * Text2Video-Zero: a video from an image model, without training (Khachatryan et al.,
+ * arXiv:2303.13439, Algorithm 1).
+ *
+ * 1. The first frame is denoised from x_T down to the timesteps T1 and T0 (T′ and T′−Δt).
+ * 2. Motion in the latent codes (§3.2): the other frames begin as translations of the first
+ *    frame's latents at T0 ({@link warpLatents}), and are noised up to T1 again, which gives their
+ *    objects freedom to move.
+ * 3. Cross-frame attention (§3.3): from T1 all frames are denoised together; in every
+ *    self-attention layer each frame attends to the first one ({@link GuidedUNet}).
+ *
+ * Where paper, original code and diffusers disagree, diffusers' pipeline is followed; with its
+ * initial latents and noise the results agree to numeric tolerance.
+ *
+ * @module
+ */
+
+import { InputError, ShapeError } from "../core/errors.ts";
+import { Generator } from "../core/random.ts";
+import { sameShape } from "../core/shape.ts";
+import type { Tensor } from "../core/tensor.ts";
+import { assign, linearCombination } from "../kernels/mod.ts";
+import type { StableDiffusion } from "../models/stable_diffusion.ts";
+import { forwardAlphaProduct, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
+import { type Clip, type ClipStep, makeClip } from "./clip.ts";
+import {
+  checkNumber,
+  denoise,
+  encodePrompts,
+  type GenerationOptions,
+  type Sampler,
+  schedulerFor,
+  settle,
+} from "./generation.ts";
+import { GuidedUNet } from "./guided_unet.ts";
+import { type Motion, warpLatents } from "./motion_field.ts";
+import { noiseOfDiffusers, noisePerFrame } from "./noise.ts";
+
+/** Options of {@link textToVideo}. */
+export interface TextToVideoOptions extends GenerationOptions {
+  /** Number of frames. Default 8. */
+  frames?: number;
+  /** Frame numbers, the first of which is the anchor. Default 0 … frames − 1. */
+  frameIds?: readonly number[];
+  /** Motion of the camera to the right, in 512ths of the width a frame. Default: the model's, or 12. */
+  motionFieldStrengthX?: number;
+  /** Motion of the camera downwards, in 512ths of the height a frame. Default: as above. */
+  motionFieldStrengthY?: number;
+  /** Steps that lie below T0: an index from the end of the timesteps. Default: 44 of 50. */
+  t0?: number;
+  /** Steps that lie below T1; `t0 < t1 < steps`. Default: 47 of 50. */
+  t1?: number;
+  /** Whether frames attend to the first frame. Default true; false is an ablation. */
+  crossFrame?: boolean;
+  /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
+  motion?: boolean;
+  /** Frames computed at once: more is faster on large GPUs and takes more memory. Default 4. */
+  group?: number;
+  /**
+   * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
+   * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
+   * order of diffusers' pipeline.
+   */
+  compat?: "framezero" | "diffusers";
+  /** x_T of the first frame, `[1, 4, h, w]`, instead of drawing it. */
+  latents?: Tensor;
+  /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
+  noise?: Tensor;
+  /** Random numbers for `compat: "diffusers"` instead of a new generator from `seed`. */
+  generator?: Generator;
+  /** Sees what the parts of the method produce; for tests. Tensors are valid during the call. */
+  onIntermediate?: (name: Intermediate, value: Tensor | readonly number[]) => void;
+}
+
+/** Names of intermediate results: latents and timesteps at the joints of the method. */
+export type Intermediate =
+  | "prompt_embeds"
+  | "timesteps_0"
+  | "x_1_t1"
+  | "timesteps_1"
+  | "x_1_t0"
+  | "x_2k_t0_warped"
+  | "t0_t1"
+  | "alpha_prod"
+  | "x_2k_t1"
+  | "timesteps_2";
+
+/** Where in the timesteps the frames part: the first frame's way to T1, T1 to T0, and T1 to 0. */
+interface Segments {
+  readonly toT1: readonly number[];
+  readonly t1ToT0: readonly number[];
+  readonly fromT1: readonly number[];
+}
+
+interface VideoSettings {
+  readonly motion: Motion;
+  readonly useMotion: boolean;
+  readonly t0: number;
+  readonly t1: number;
+  readonly frameIds: readonly number[];
+  readonly latentShape: readonly number[];
+}
+
+/**
+ * Makes a video from a text. Returns at once; the work is done while steps or frames of the clip
+ * are iterated.
+ *
+ * @throws {InputError} if an option cannot be used; the message names it.
+ */
+export function textToVideo(
+  sd: StableDiffusion,
+  prompt: string,
+  options: TextToVideoOptions = {},
+): Clip {
+  const settled = settle(sd, prompt, options);
+  const { defaults, factor, device, unet } = sd;
+  const frameIds = framesFrom(options);
+  const scheduler = schedulerFor(sd, settled);
+  const { t0, t1 } = jumpFrom(scheduler, options, defaults);
+  const motion = {
+    x: checkNumber("motionFieldStrengthX", options.motionFieldStrengthX ?? defaults.motionX),
+    y: checkNumber("motionFieldStrengthY", options.motionFieldStrengthY ?? defaults.motionY),
+  };
+  const group = checkNumber("group", options.group ?? 4, { least: 1, whole: true });
+  const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
+  const { width, height, guidanceScale, eta, seed } = settled;
+  const latentShape = [1, unet.config.outChannels, height / factor, width / factor];
+  const video = { motion, useMotion, t0, t1, frameIds, latentShape };
+  checkGiven("latents", options.latents, latentShape);
+  checkGiven("noise", options.noise, [frameIds.length - 1, ...latentShape.slice(1)]);
+  const noise = compat === "diffusers"
+    ? noiseOfDiffusers(options.generator ?? new Generator(seed))
+    : noisePerFrame(seed, frameIds);
+  const warnings: string[] = [];
+
+  async function* make(): AsyncGenerator<ClipStep, Tensor> {
+    const text = encodePrompts(sd, settled, warnings);
+    options.onIntermediate?.("prompt_embeds", text);
+    const guided = new GuidedUNet(unet, text, { guidanceScale, crossFrame, group });
+    text.dispose();
+    try {
+      return yield* algorithm1(
+        { unet: guided, scheduler, noise, eta, signal },
+        video,
+        options,
+      );
+    } finally {
+      guided.dispose();
+      scheduler.reset();
+      device.trim();
+    }
+  }
+
+  const { prompt: _, ...rest } = settled;
+  return makeClip({
+    sd,
+    frameIds,
+    width,
+    height,
+    signal,
+    warnings,
+    settings: {
+      prompt,
+      ...rest,
+      frameIds,
+      motionFieldStrengthX: motion.x,
+      motionFieldStrengthY: motion.y,
+      t0,
+      t1,
+      crossFrame,
+      motion: useMotion,
+      compat,
+      model: sd.source,
+      dtype: unet.dtype,
+    },
+    denoise: make(),
+  });
+}
+
+/** Algorithm 1 of the paper. Yields after every step and returns x_0 of all frames. */
+async function* algorithm1(
+  sampler: Sampler,
+  video: VideoSettings,
+  options: TextToVideoOptions,
+): AsyncGenerator<ClipStep, Tensor> {
+  const { scheduler, noise } = sampler;
+  const { frameIds, latentShape, t0, t1 } = video;
+  const { device } = sampler.unet;
+  const see = options.onIntermediate ?? (() => {});
+  const { toT1, t1ToT0, fromT1 } = segments(scheduler.timesteps, t0, t1);
+  const alone = frameIds.length === 1;
+  const total = toT1.length + (alone ? 0 : t1ToT0.length) + fromT1.length;
+  const owned: Disposable[] = [];
+  try {
+    // 1. The first frame, down to T1 and on to T0.
+    const xT = device.scope(() => {
+      const start = options.latents ?? device.tensor(noise.initial(latentShape), latentShape);
+      return linearCombination([scheduler.initNoiseSigma], [start]);
+    }).keep();
+    see("timesteps_0", toT1);
+    const atT1 = yield* denoise(sampler, xT, toT1, { phase: "anchor", before: 0, total });
+    see("x_1_t1", atT1);
+    let before = toT1.length;
+    if (alone) return yield* denoise(sampler, atT1, fromT1, { phase: "frames", before, total });
+    owned.push(atT1);
+    const history = scheduler.snapshot();
+    owned.push({ [Symbol.dispose]: () => history.dispose() });
+    see("timesteps_1", t1ToT0);
+    const copy = linearCombination([1], [atT1]).keep();
+    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total });
+    owned.push(atT0);
+    see("x_1_t0", atT0);
+
+    // 2. Every other frame: the first frame's latents at T0, moved, and noised up to T1.
+    const x = startFrames(sampler, atT1, atT0, { ...video, t1ToT0, fromT1 }, options);
+
+    // 3. All frames together, from T1. What a multistep solver remembers belongs to the first
+    // frame's own way; diffusers' pipeline goes on from what it remembered at T1.
+    scheduler.reset();
+    if (options.compat === "diffusers") scheduler.restore(history);
+    see("timesteps_2", fromT1);
+    before += t1ToT0.length;
+    return yield* denoise(sampler, x, fromT1, { phase: "frames", before, total });
+  } finally {
+    for (const item of owned) item[Symbol.dispose]();
+  }
+}
+
+/** The latents of all frames at T1, `[frames, C, h, w]`. */
+function startFrames(
+  { scheduler, noise }: Sampler,
+  first: Tensor,
+  atT0: Tensor,
+  video: VideoSettings & Pick<Segments, "t1ToT0" | "fromT1">,
+  options: TextToVideoOptions,
+): Tensor {
+  const { device } = first;
+  const { frameIds, motion, useMotion, latentShape, t1ToT0, fromT1 } = video;
+  const see = options.onIntermediate ?? (() => {});
+  const others = frameIds.length - 1;
+  const shape = [others, ...latentShape.slice(1)];
+  const T1 = fromT1[0];
+  // The timestep that the first frame would see next: one below the last of T1 … T0.
+  const T0 = fromT1[t1ToT0.length] ?? 0;
+  see("t0_t1", [T0, T1]);
+  const jump = forwardJump(scheduler, T0, T1);
+  if (jump.alphaProduct !== null) see("alpha_prod", [jump.alphaProduct]);
+  return device.scope(() => {
+    const all = device.empty([frameIds.length, ...latentShape.slice(1)]);
+    assign(all, first, 0);
+    const warped = device.empty(shape);
+    for (let k = 1; k <= others; k++) {
+      device.scope(() => {
+        const moved = useMotion ? warpLatents(atT0, frameIds[k], motion) : atT0;
+        assign(warped, moved, (k - 1) * moved.size);
+      });
+    }
+    see("x_2k_t0_warped", warped);
+    const positions = frameIds.slice(1).map((_, i) => i + 1);
+    const e = options.noise ?? device.tensor(noise.frames(positions, shape), shape);
+    const noised = linearCombination([jump.signal, jump.noise], [warped, e]);
+    see("x_2k_t1", noised);
+    assign(all, noised, first.size);
+    return all;
+  }).keep();
+}
+
+/**
+ * The forward process from T0 to T1 in one step: `x_T1 = √A·x_T0 + √(1−A)·e` with
+ * `A = Π α_t, t = T0 … T1−1`; for latents kept as `x_0 + σ·ε`, `x_T1 = x_T0 + √(σ_T1² − σ_T0²)·e`.
+ */
+function forwardJump(
+  { config, space }: Scheduler,
+  T0: number,
+  T1: number,
+): { signal: number; noise: number; alphaProduct: number | null } {
+  if (space === "vp") {
+    const A = forwardAlphaProduct(config as Partial<SchedulerConfig>, T0, T1);
+    return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
+  }
+  const varianceAt = (t: number) => {
+    const alpha = forwardAlphaProduct(config as Partial<SchedulerConfig>, 0, Math.round(t) + 1);
+    return (1 - alpha) / alpha;
+  };
+  return { signal: 1, noise: Math.sqrt(varianceAt(T1) - varianceAt(T0)), alphaProduct: null };
+}
+
+/** diffusers' index convention: t0 and t1 count from the end of the timesteps. */
+function segments(timesteps: readonly number[], t0: number, t1: number): Segments {
+  const atT1 = timesteps.length - t1 - 1;
+  const atT0 = timesteps.length - t0 - 1;
+  return {
+    toT1: timesteps.slice(0, atT1),
+    t1ToT0: timesteps.slice(atT1, atT0),
+    fromT1: timesteps.slice(atT1),
+  };
+}
+
+function framesFrom({ frames, frameIds }: TextToVideoOptions): readonly number[] {
+  if (!frameIds) {
+    const count = checkNumber("frames", frames ?? 8, { least: 1, whole: true });
+    return Array.from({ length: count }, (_, i) => i);
+  }
+  if (!frameIds.length) throw new InputError("frameIds must list at least one frame, got none");
+  for (const id of frameIds) checkNumber("frameIds", id, { least: 0, whole: true });
+  if (frames !== undefined && frames !== frameIds.length) {
+    throw new InputError(`frames is ${frames}, but frameIds lists ${frameIds.length}; give one`);
+  }
+  return frameIds;
+}
+
+/** t0 and t1, by default at the same fraction of the steps as the reference's 44 and 47 of 50. */
+function jumpFrom(
+  scheduler: Scheduler,
+  options: TextToVideoOptions,
+  defaults: StableDiffusion["defaults"],
+): { t0: number; t1: number } {
+  const count = scheduler.timesteps.length;
+  const single = count === 1 || (options.frames ?? options.frameIds?.length ?? 8) === 1;
+  if (single && options.t0 === undefined && options.t1 === undefined) {
+    return { t0: 0, t1: count - 1 };
+  }
+  const t1 = options.t1 ?? Math.min(count - 1, Math.max(1, Math.round(defaults.t1 * count)));
+  const t0 = options.t0 ?? Math.max(0, Math.min(t1 - 1, Math.round(defaults.t0 * count)));
+  checkNumber("t0", t0, { least: 0, whole: true });
+  checkNumber("t1", t1, { least: 0, whole: true });
+  if (t0 >= t1 || t1 >= count) {
+    throw new InputError(
+      `t0 and t1 count steps from the end and must satisfy t0 < t1 < ${count} (the number of ` +
+        `timesteps), got t0 = ${t0} and t1 = ${t1}`,
+    );
+  }
+  return { t0, t1 };
+}
+
+function checkGiven(name: string, tensor: Tensor | undefined, shape: readonly number[]): void {
+  if (!tensor || sameShape(tensor.shape, shape)) return;
+  throw new ShapeError(`${name} must have shape [${shape}], got [${tensor.shape}]`);
+}
