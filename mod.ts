@@ -20,3 +20,5 @@ export * as ops from "./kernels/mod.ts";
 export * from "./models/mod.ts";
 export * from "./schedulers/mod.ts";
 export * from "./video/mod.ts";
+
+if (import.meta.main) import("./video/cli.ts").then(({ run }) => run());

@@ -171,9 +171,11 @@ export class Device implements Disposable {
     checkShape(shape, "tensor");
     const what = `a ${dtype} tensor of shape ${formatShape(shape)}`;
     const allocator = this.#allocator;
-    const buffer = allocator.acquire(Math.max(16, sizeOf(shape) * bytesPerElement(dtype)), what);
+    const bytes = sizeOf(shape) * bytesPerElement(dtype);
+    const buffer = allocator.acquire(Math.max(16, bytes), what);
     const release = (buffer: GPUBuffer) => allocator.release(buffer);
-    return this.#adopt(new Tensor(this, shape, dtype, { buffer, references: 1, release }, 0));
+    const storage = { buffer, bytes, references: 1, release };
+    return this.#adopt(new Tensor(this, shape, dtype, storage, 0));
   }
 
   /** A tensor over a part of another's buffer. Used by `reshape` and leading-axis slices. */
@@ -209,6 +211,12 @@ export class Device implements Disposable {
     const array = hostArray(data, tensor.dtype);
     const { queue } = this.gpu;
     const odd = array.byteLength % 4 !== 0; // WebGPU writes multiples of 4 bytes
+    if (odd && tensor.offset + tensor.bytes < tensor.storage.bytes) {
+      throw new ShapeError(
+        `write: a half-precision view of odd length (shape [${tensor.shape}]) cannot be written ` +
+          `alone, its last element shares 4 bytes with the next; write the whole tensor`,
+      );
+    }
     const whole = odd ? array.length - 1 : array.length;
     if (whole) queue.writeBuffer(buffer, tensor.offset, array, 0, whole);
     if (odd) {
@@ -358,6 +366,15 @@ export class Device implements Disposable {
       this.#queue.profiler = null;
     }
     return profiler.finish();
+  }
+
+  /**
+   * Closes the device, and gives the driver's threads the moment that they need to come to rest:
+   * Mesa aborts now and then if the process ends while it still writes its shader cache.
+   */
+  async close(): Promise<void> {
+    this.dispose();
+    if (this.info.software) await new Promise((resolve) => setTimeout(resolve, 100));
   }
 
   /** Closes the device: all its tensors become invalid. */

@@ -12,8 +12,8 @@ export const UNIFORM_BYTES = 256;
 /** Identifies the shader of a dispatch: equal keys mean equal text. */
 export function shaderKey(kernel: string, dispatch: Dispatch): string {
   let key = `${kernel}|${dispatch.variant}|${dispatch.workgroup}`;
-  for (const name in dispatch.read) key += `|${dispatch.read[name].type}`;
-  for (const name in dispatch.write) key += `|${dispatch.write[name].type}`;
+  for (const name in dispatch.read) key += `|${name}:${dispatch.read[name].type}`;
+  for (const name in dispatch.write) key += `|${name}:${dispatch.write[name].type}`;
   return key;
 }
 

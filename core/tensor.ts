@@ -15,6 +15,8 @@ import { inferShape, type Shape, sizeOf } from "./shape.ts";
 /** A GPU buffer that one or more tensors look into. */
 export interface Storage {
   readonly buffer: GPUBuffer;
+  /** Bytes that hold elements; the buffer may be larger. */
+  readonly bytes: number;
   /** Tensors and plans that hold it. At zero the buffer goes back to where it came from. */
   references: number;
   readonly release: (buffer: GPUBuffer) => void;

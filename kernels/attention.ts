@@ -6,11 +6,11 @@
  * added up so far (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao et
  * al. 2022, "FlashAttention"). Weights are powers of two, the scores being multiplied by log₂e.
  *
- * Two shaders. `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector, a lane
- * holds a block of scores in registers, channels stream by, unnormalised sums wait in a bounded
- * temporary. `tiles`, for GPUs: 64 invocations share tiles of Q, K, V and weights in less than 16 KiB
- * of workgroup memory and keep the sums of at most 80 channels in registers; longer heads are cut
- * into slices, each of which computes the scores again.
+ * Two shaders. `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector, a
+ * lane holds a block of scores in registers, channels stream by, unnormalised sums wait in a
+ * bounded temporary. `tiles`, for GPUs: 64 invocations share tiles of Q, K, V and weights in less
+ * than 16 KiB of workgroup memory and keep the sums of at most 80 channels in registers; longer
+ * heads are cut into slices, each of which computes the scores again.
  *
  * @module
  */
@@ -51,8 +51,9 @@ interface Form {
   readonly slices: number;
   /** Elements of an f32 temporary that a row needs. */
   readonly scratch: number;
-  readonly declarations: string;
-  readonly main: string;
+  /** Workgroup variables of its own. */
+  readonly memory?: string;
+  readonly main: () => string;
 }
 
 /** The kernel behind {@link attention}. */
@@ -61,15 +62,15 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
   inputs: ["q", "k", "v", "bias"],
   output: attentionOutput,
   launch({ device, inputs, output, attributes, dispatch, temporary }) {
-    const [q, k, v, bias] = inputs as [Tensor, Tensor, Tensor, Tensor | null];
+    const [q, k, v, bias = null] = inputs as [Tensor, Tensor, Tensor, Tensor | null];
     const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
     const software = attributes.form ? attributes.form === "lanes" : device.info.software;
-    const form = software ? lanesForm(g, bias) : tilesForm(g, bias);
+    const form = software ? lanesForm(g, bias !== null) : tilesForm(g);
     const blocks = Math.ceil(g.queries / form.queries);
     const most = Math.floor(ACCUMULATOR_BYTES / 4 / Math.max(form.scratch, 1));
     const rows = Math.min(g.rows, MOST_ROWS, Math.max(most, 1));
     const sums = form.scratch ? temporary([rows * form.scratch], "f32") : null;
-    const along = (tensor: Tensor, n: number) => n % 4 ? scalars(tensor) : vectors(tensor);
+    const along = (tensor: Tensor, n: number) => aligned(n) ? vectors(tensor) : scalars(tensor);
     const [biasRows, biasHeads] = bias?.shape ?? [1, 1];
     const params = {
       d: u32(g.d),
@@ -88,7 +89,9 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
     };
     for (let first = 0; first < g.rows; first += rows) {
       dispatch({
-        variant: form.variant,
+        variant: `${form.variant} ${aligned(g.queries)} ${aligned(g.keys)} ${g.causal} ${
+          bias !== null
+        }`,
         read: {
           q: along(q, g.queries),
           k: along(k, g.keys),
@@ -99,8 +102,8 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
         params: { ...params, first_row: u32(first) },
         workgroup: [form.lanes, 1, 1],
         workgroups: [blocks, g.heads * form.slices, Math.min(rows, g.rows - first)],
-        declarations: () => form.declarations,
-        main: () => form.main,
+        declarations: () => shared(g, bias) + (form.memory ?? ""),
+        main: form.main,
       });
     }
   },
@@ -112,10 +115,13 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
   cases: attentionCases,
 });
 
+/** Whether rows of so many tokens consist of 4-vectors. */
+const aligned = (tokens: number): boolean => tokens % 4 === 0;
+
 /** Text of both forms: loads and stores of four neighbouring tokens, sources, masks. */
 function shared(g: AttentionGeometry, bias: Tensor | null): string {
-  const load = (name: string, count: string, aligned: boolean) =>
-    `fn ${name}_at(base: u32, token: u32) -> vec4f {` + (aligned
+  const load = (name: string, count: string, whole: boolean) =>
+    `fn ${name}_at(base: u32, token: u32) -> vec4f {` + (whole
       ? `return vec4f(${name}[(base + min(token, p.${count} - 4u)) / 4u]);`
       : `let last = p.${count} - 1u;
          return vec4f(${
@@ -124,7 +130,7 @@ function shared(g: AttentionGeometry, bias: Tensor | null): string {
         ).join(", ")
       });`) +
     "}";
-  const [q4, k4] = [g.queries % 4 === 0, g.keys % 4 === 0];
+  const [q4, k4] = [aligned(g.queries), aligned(g.keys)];
   return `
     const LOW = -1e30;
     ${load("q", "queries", q4)}
@@ -167,36 +173,25 @@ function shared(g: AttentionGeometry, bias: Tensor | null): string {
     }`;
 }
 
-/** The part of a variant's name that both forms share. */
-function variantOf(g: AttentionGeometry, bias: Tensor | null): string {
-  return [
-    g.queries % 4 ? "odd" : "even",
-    g.keys % 4 ? "odd" : "even",
-    ...(g.causal ? ["causal"] : []),
-    ...(bias ? ["bias"] : []),
-  ].join(" ");
-}
-
 const each = (count: number, text: (i: number) => string): string =>
   Array.from({ length: count }, (_, i) => text(i)).join("\n");
 
-function lanesForm(g: AttentionGeometry, bias: Tensor | null): Form {
+function lanesForm(g: AttentionGeometry, biased: boolean): Form {
   const lanes = 8;
-  const nq = bias ? 1 : g.queries > 4 * lanes ? 2 : 1; // 4-vectors of queries of a lane
-  const nk = bias ? 1 : 4; // 4-vectors of keys of a tile
+  const nq = biased ? 1 : g.queries > 4 * lanes ? 2 : 1; // 4-vectors of queries of a lane
+  const nk = biased ? 1 : 4; // 4-vectors of keys of a tile
   const queries = 4 * nq * lanes;
   const blocks = Math.ceil(g.queries / queries);
   const tile = (text: (key: number, h: number) => string) =>
     each(4 * nk, (key) => each(nq, (h) => text(key, h)));
   const part = (key: number) => `t${key >> 2}.${"xyzw"[key & 3]}`;
   return {
-    variant: `lanes ${nq}x${nk} ${variantOf(g, bias)}`,
+    variant: `lanes ${nq}x${nk}`,
     lanes,
     queries,
     slices: 1,
     scratch: blocks * queries * g.heads * g.d,
-    declarations: shared(g, bias),
-    main: `
+    main: () => `
       let row = p.first_row + wg.z;
       let head = wg.y;
       let token = (wg.x * ${lanes}u + lane) * ${4 * nq}u;
@@ -242,22 +237,21 @@ function lanesForm(g: AttentionGeometry, bias: Tensor | null): Form {
   };
 }
 
-function tilesForm(g: AttentionGeometry, bias: Tensor | null): Form {
+function tilesForm(g: AttentionGeometry): Form {
   const slices = Math.ceil(g.d / 80);
   const own = Math.ceil(g.d / slices / 8); // channels of an invocation
   const stage = Math.max(512, 64 * own);
   return {
-    variant: `tiles ${own} ${variantOf(g, bias)}`,
+    variant: `tiles ${own}`,
     lanes: 64,
     queries: 32,
     slices,
     scratch: 0,
-    declarations: `
-      ${shared(g, bias)}
+    memory: `
       var<workgroup> stage: array<vec4f, ${stage}>;
       var<workgroup> weights: array<vec4f, 256>;
       var<workgroup> shares: array<vec4f, 64>;`,
-    main: `
+    main: () => `
       let row = p.first_row + wg.z;
       let head = wg.y / p.slices;
       let slice = wg.y % p.slices * ${8 * own}u;

@@ -1,6 +1,6 @@
 /**
- * What attention computes: its settings, its shape rule, the same in float64 with plain loops, and its
- * cases.
+ * What attention computes: its settings, its shape rule, the same in float64 with plain loops, and
+ * its cases.
  *
  * @module
  */
@@ -107,8 +107,8 @@ export function attentionGeometry(
     !(anyFrames || kvFrames === 1 || kvFrames === frames)
   ) {
     throw new ShapeError(
-      `attention: q must have clips×frames rows and k clips×kvFrames, with kvFrames 1 or equal to ` +
-        `frames (mode "${mode}"); got ${rows} and ${kvRows} rows, frames ${frames}, kvFrames ` +
+      `attention: q must have clips×frames rows and k clips×kvFrames, with kvFrames 1 or equal ` +
+        `to frames (mode "${mode}"); got ${rows} and ${kvRows} rows, frames ${frames}, kvFrames ` +
         `${kvFrames}`,
     );
   }

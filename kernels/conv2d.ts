@@ -272,7 +272,11 @@ function gathered(launch: Launch<Attributes>, shape: Geometry): void {
   }
 }
 
-/** im2col: one invocation writes four neighbouring pixels of one row of the patch matrix. */
+/**
+ * im2col: one invocation fills four neighbouring pixels of all rows of the patch matrix that belong
+ * to one channel. Where four pixels lie in one row of the output, each input pixel is read once for
+ * all the taps of a window row that need it.
+ */
 function gather(
   { inputs, attributes, dispatch }: Launch<Attributes>,
   { C, H, W, outW }: Geometry,
@@ -280,58 +284,81 @@ function gather(
   { image, images, row, rows }: Piece,
 ): void {
   const { kernel: [kh, kw], stride, dilation, padding } = attributes;
-  const K = C * kh * kw;
   const columns = patches.shape[2];
-  const count = images * K * columns / 4;
+  const groups = columns / 4;
+  const inRow = outW % 4 === 0;
   dispatch({
-    variant: "gather",
+    variant: `gather ${kh},${kw} ${stride} ${dilation} ${inRow}`,
     read: { x: scalars(inputs[0]!) },
     write: { patches: vectors(patches) },
     params: {
-      count: u32(count),
-      K: u32(K),
-      groups: u32(columns / 4),
-      first: u32(image * C * H * W),
-      imageSize: u32(C * H * W),
+      groups: u32(groups),
+      C: u32(C),
+      first: u32(image * C),
       H: u32(H),
       W: u32(W),
       outW: u32(outW),
       row: u32(row),
       pixels: u32(rows * outW),
-      kw: u32(kw),
-      window: u32(kh * kw),
-      strideY: u32(stride[0]),
-      strideX: u32(stride[1]),
-      dilationY: u32(dilation[0]),
-      dilationX: u32(dilation[1]),
       top: u32(padding.top),
       left: u32(padding.left),
     },
-    ...flatGrid(count),
+    workgroup: [LANES, 1, 1],
+    workgroups: [Math.ceil(groups / LANES), C, images],
     main: () => `
-      ${FLAT_INDEX}
-      if (i >= p.count) { return; }
-      let group = i % p.groups;
-      let k = i / p.groups % p.K;
-      let tap = k % p.window;
-      let dy = tap / p.kw * p.dilationY;
-      let dx = tap % p.kw * p.dilationX;
-      let base = p.first + i / p.groups / p.K * p.imageSize + k / p.window * p.H * p.W;
-      var y = p.row + group * 4u / p.outW;
-      var j = group * 4u % p.outW;
-      var v = vec4f();
-      for (var n = 0u; n < 4u; n++) {
-        // Unsigned: what lies before the first row or column wraps to a large number.
-        let iy = y * p.strideY + dy - p.top;
-        let ix = j * p.strideX + dx - p.left;
-        if (iy < p.H && ix < p.W && group * 4u + n < p.pixels) {
-          v[n] = f32(x[base + iy * p.W + ix]);
-        }
-        j++;
-        if (j == p.outW) { j = 0u; y++; }
-      }
-      patches[i] = patches_t(v);`,
+      let group = wg.x * ${LANES}u + lane;
+      if (group >= p.groups) { return; }
+      let plane = (p.first + wg.z * p.C + wg.y) * p.H * p.W;
+      var at = (wg.z * p.C + wg.y) * ${kh * kw}u * p.groups + group;
+      ${inRow ? sharedTaps(attributes) : separateTaps(attributes)}`,
   });
+}
+
+const LANES = 64;
+
+/** WGSL: the taps of four pixels of one output row, from one window of inputs a window row. */
+function sharedTaps({ kernel: [kh, kw], stride, dilation }: Attributes): string {
+  const width = 3 * stride[1] + (kw - 1) * dilation[1] + 1;
+  const indexes = (count: number) => Array.from({ length: count }, (_, i) => i);
+  return `
+      let y = (p.row + group * 4u / p.outW) * ${stride[0]}u - p.top;
+      let left = group * 4u % p.outW * ${stride[1]}u - p.left;
+      for (var u = 0u; u < ${kh}u; u++) {
+        // Unsigned: what lies before the first row or column wraps to a large number.
+        let iy = y + u * ${dilation[0]}u;
+        let line = plane + min(iy, p.H - 1u) * p.W;
+        let inside = iy < p.H;
+        ${
+    indexes(width).map((i) => `
+        let c${i} = left + ${i}u;
+        let x${i} = select(0.0, f32(x[line + min(c${i}, p.W - 1u)]), inside && c${i} < p.W);`)
+      .join("")
+  }
+        ${
+    indexes(kw).map((v) => {
+      const taps = indexes(4).map((n) => `x${n * stride[1] + v * dilation[1]}`);
+      return `patches[at] = patches_t(vec4f(${taps.join(", ")})); at += p.groups;`;
+    }).join("\n        ")
+  }
+      }`;
+}
+
+/** WGSL: the same where the four pixels may lie in different rows. */
+function separateTaps({ kernel: [kh, kw], stride, dilation }: Attributes): string {
+  return `
+      for (var tap = 0u; tap < ${kh * kw}u; tap++) {
+        var v = vec4f();
+        for (var n = 0u; n < 4u; n++) {
+          let pixel = group * 4u + n;
+          let iy = (p.row + pixel / p.outW) * ${stride[0]}u + tap / ${kw}u * ${
+    dilation[0]
+  }u - p.top;
+          let ix = pixel % p.outW * ${stride[1]}u + tap % ${kw}u * ${dilation[1]}u - p.left;
+          if (iy < p.H && ix < p.W && pixel < p.pixels) { v[n] = f32(x[plane + iy * p.W + ix]); }
+        }
+        patches[at] = patches_t(v);
+        at += p.groups;
+      }`;
 }
 
 /** Grouped convolution: one invocation sums one output. */

@@ -166,7 +166,7 @@ interface Text {
 function declarations(text: Text): string {
   const load = (name: string, vector: boolean) =>
     vector
-      ? `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at / 4u]); }`
+      ? `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`
       : `fn load_${name}(at: u32) -> vec4f {
           let d = p.${name}Major;
           return vec4f(f32(${name}[at]), f32(${name}[at + d]), f32(${name}[at + 2u * d]),
@@ -220,7 +220,23 @@ function batchOffsets(axes: number): string {
   return text;
 }
 
-function registerBlock({ batchAxes }: Text, { rows, columns, lanes }: Block): string {
+/**
+ * WGSL: an address for `load_…`. Vectors count in 4-vectors, with constant offsets between
+ * neighbours: drivers fold those into the load.
+ */
+function address(name: "a" | "b", vector: boolean, at: string, vectors: number): string {
+  return vector ? `${at} + ${vectors}u` : `${at} + ${4 * vectors}u * p.${name}Major`;
+}
+
+/** WGSL: position of element `major` of row `step` of an operand, for `load_…`. */
+function start(name: "a" | "b", vector: boolean, major: string, step: string): string {
+  return vector
+    ? `(offset_${name} + ${step} * p.${name}Step + ${major}) / 4u`
+    : `offset_${name} + ${step} * p.${name}Step + ${major} * p.${name}Major`;
+}
+
+function registerBlock(text: Text, { rows, columns, lanes }: Block): string {
+  const { batchAxes, vectorA, vectorB } = text;
   const each = (n: number, line: (i: number) => string) =>
     Array.from({ length: n }, (_, i) => line(i)).join("\n");
   const as = rows / 4;
@@ -229,19 +245,21 @@ function registerBlock({ batchAxes }: Text, { rows, columns, lanes }: Block): st
     ${batchOffsets(batchAxes)}
     let m0 = ${lanes === "rows" ? `(wg.y * 8u + lid.x)` : `wg.y`} * ${rows}u;
     let n0 = ${lanes === "rows" ? `wg.x` : `(wg.x * 8u + lid.x)`} * ${columns}u;
-    var at_a = offset_a + m0 * p.aMajor;
-    var at_b = offset_b + n0 * p.bMajor;
+    var at_a = ${start("a", vectorA, "m0", "0u")};
+    var at_b = ${start("b", vectorB, "n0", "0u")};
+    let step_a = p.aStep${vectorA ? " / 4u" : ""};
+    let step_b = p.bStep${vectorB ? " / 4u" : ""};
     ${each(rows, (m) => each(bs, (j) => `var c${m}_${j} = vec4f();`))}
     for (var k = 0u; k < p.K; k++) {
-      ${each(as, (i) => `let a${i} = load_a(at_a + ${4 * i}u * p.aMajor);`)}
-      ${each(bs, (j) => `let b${j} = load_b(at_b + ${4 * j}u * p.bMajor);`)}
+      ${each(as, (i) => `let a${i} = load_a(${address("a", vectorA, "at_a", i)});`)}
+      ${each(bs, (j) => `let b${j} = load_b(${address("b", vectorB, "at_b", j)});`)}
       ${
     each(rows, (m) =>
       each(bs, (j) =>
         `c${m}_${j} = fma(vec4f(a${m >> 2}.${"xyzw"[m & 3]}), b${j}, c${m}_${j});`))
   }
-      at_a += p.aStep;
-      at_b += p.bStep;
+      at_a += step_a;
+      at_b += step_b;
     }
     // Stored by a loop: drivers inline what is called, and 32 inlined stores take seconds to compile.
     var sums = array<vec4f, ${rows * bs}>(${
@@ -260,15 +278,15 @@ const TILE_MEMORY = `
   var<workgroup> tile_a: array<vec4f, ${DEPTH * TILE / 4}>;
   var<workgroup> tile_b: array<vec4f, ${DEPTH * TILE / 4}>;`;
 
-function workgroupTiles({ batchAxes }: Text): string {
+function workgroupTiles({ batchAxes, vectorA, vectorB }: Text): string {
   // 256 threads fill 16 × 16 vectors of each tile, one a thread; each thread then owns 4 × 4 sums.
-  const stage = (name: string, extent: string, first: string) => `
+  const stage = (name: "a" | "b", extent: string, first: string, vector: boolean) => `
       {
         let i = ${first} + lane % 16u * 4u;
         let k = k0 + lane / 16u;
         var v = vec4f();
         if (k < p.K && i < p.${extent}) {
-          v = load_${name}(offset_${name} + i * p.${name}Major + k * p.${name}Step);
+          v = load_${name}(${start(name, vector, "i", "k")});
         }
         tile_${name}[lane] = v;
       }`;
@@ -278,8 +296,8 @@ function workgroupTiles({ batchAxes }: Text): string {
     let n0 = wg.x * ${TILE}u;
     var c0 = vec4f(); var c1 = vec4f(); var c2 = vec4f(); var c3 = vec4f();
     for (var k0 = 0u; k0 < p.K; k0 += ${DEPTH}u) {
-      ${stage("a", "M", "m0")}
-      ${stage("b", "N", "n0")}
+      ${stage("a", "M", "m0", vectorA)}
+      ${stage("b", "N", "n0", vectorB)}
       workgroupBarrier();
       for (var k = 0u; k < ${DEPTH}u; k++) {
         let a = tile_a[k * 16u + lid.y];

@@ -1,7 +1,7 @@
 /**
- * Group normalisation, `out = (x − mean) / √(variance + eps) · weight + bias` with mean and (biased)
- * variance over the channels of a group and all positions, and SiLU after it where wanted: the
- * fused form means `silu(groupNorm(x))`.
+ * Group normalisation, `out = (x − mean) / √(variance + eps) · weight + bias` with mean and
+ * (biased) variance over the channels of a group and all positions, and SiLU after it where
+ * wanted: the fused form means `silu(groupNorm(x))`.
  *
  * Groups are contiguous in memory. A group that a workgroup can manage is read and written by one;
  * a longer one is cut into parts, whose means and squared distances a second shader combines
@@ -217,7 +217,7 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
 
 /** Workgroups find the moments of parts of a group; others combine them and write. */
 function normalizeInParts(launch: Launch<Attributes>, groups: Groups, parts: number): void {
-  const { output, attributes: { activation }, dispatch, temporary } = launch;
+  const { output, attributes: { activation, groups: groupCount }, dispatch, temporary } = launch;
   const { x, weight, bias, bind, width, count, inner, length, variant } = groups;
   const part = Math.ceil(length / parts);
   const params = { ...groups.params, parts: u32(parts), part: u32(part) };
@@ -236,7 +236,7 @@ function normalizeInParts(launch: Launch<Attributes>, groups: Groups, parts: num
       if (i >= p.count * p.parts) { return; }
       let start = i % p.parts * p.part;
       let first = (p.first_group + i / p.parts) * p.length - p.base;
-      let m = moments(lane, first + min(start, p.length), first + min(start + p.part, p.length));
+      let m = moments(lane, first + start, first + min(start + p.part, p.length));
       if (lane == 0u) { stats[i] = m; }`,
   });
   const lanes = isWide(launch) ? 64 : 8;
@@ -252,7 +252,7 @@ function normalizeInParts(launch: Launch<Attributes>, groups: Groups, parts: num
     write: { out: bind(output) },
     params,
     workgroup: [lanes, 1, 1],
-    workgroups: [Math.ceil(inner / chunk), params.group_channels.value, count],
+    workgroups: [Math.ceil(inner / chunk), x.shape[1] / groupCount, count],
     declarations: () => `alias V = ${width === 4 ? "vec4f" : "f32"};` + affine(groups, activation),
     main: () => `
       let group = p.first_group + wg.z;
@@ -262,7 +262,7 @@ function normalizeInParts(launch: Launch<Attributes>, groups: Groups, parts: num
       var seen = 0.0;
       for (var i = 0u; i < p.parts; i++) {
         let m = stats[wg.z * p.parts + i];
-        let count = f32(min(p.part, p.length - min(i * p.part, p.length)) * ${width}u);
+        let count = f32(min(p.part, p.length - i * p.part) * ${width}u);
         let share = count / (seen + count);
         let d = m.x - mean;
         mean += d * share;

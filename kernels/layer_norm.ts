@@ -1,7 +1,7 @@
 /**
- * Layer normalisation, `out = (x − mean) / √(variance + eps) · weight + bias` with mean and (biased)
- * variance over some neighbouring axes: the last ones in PyTorch's layout, the channel axis in
- * channel-major tokens `[B, C, N]`.
+ * Layer normalisation, `out = (x − mean) / √(variance + eps) · weight + bias` with mean and
+ * (biased) variance over some neighbouring axes: the last ones in PyTorch's layout, the channel
+ * axis in channel-major tokens `[B, C, N]`.
  *
  * A row along memory is shared by a workgroup. Rows across memory go to a lane each, so that
  * neighbouring lanes read neighbouring elements, and on GPUs 16 lanes share a row. Statistics take
@@ -107,8 +107,8 @@ export const layerNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
         },
         workgroup: form.workgroup,
         workgroups: form.workgroups(count, inner / width),
-        declarations: () => form.declarations,
-        main: () => form.main,
+        declarations: form.declarations,
+        main: form.main,
       });
     }
   },
@@ -153,8 +153,8 @@ interface Form {
   readonly variant: string;
   readonly workgroup: readonly [number, number, number];
   readonly workgroups: (outer: number, inner: number) => [number, number, number];
-  readonly declarations: string;
-  readonly main: string;
+  readonly declarations: () => string;
+  readonly main: () => string;
 }
 
 /** A workgroup for each row along memory. */
@@ -164,8 +164,8 @@ function alongForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean):
     variant: `along ${lanes} ${weight} ${bias}`,
     workgroup: [lanes, 1, 1],
     workgroups: foldGroups,
-    declarations: momentsOf(lanes, width),
-    main: `
+    declarations: () => momentsOf(lanes, width),
+    main: () => `
       let row = wg.y * grid.x + wg.x;
       if (row >= p.count) { return; }
       let first = (p.first + row) * p.length - p.base;
@@ -197,11 +197,11 @@ function acrossForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean)
       const [columns, rows] = foldGroups(outer);
       return [Math.ceil(inner / across), columns, rows];
     },
-    declarations: `
+    declarations: () => `
       alias V = ${width === 4 ? "vec4f" : "f32"};
       var<workgroup> partial: array<V, ${across * along}>;
       fn total(id: vec3u, share: V) -> V { ${total} }`,
-    main: `
+    main: () => `
       let row = wg.z * grid.y + wg.y;
       if (row >= p.count) { return; }
       let token = wg.x * ${across}u + lid.x;

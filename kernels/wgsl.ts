@@ -182,9 +182,9 @@ export function cubicWgsl(a: number): string {
 }
 
 /**
- * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum of
- * squared distances from it, by a workgroup of `lanes`; `V`, the float type of an element of `width`
- * numbers. Two passes; the second also corrects the mean, whose rounding grows with the count.
+ * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum
+ * of squared distances from it, by a workgroup of `lanes`; `V`, the float type of an element of
+ * `width` numbers. Two passes; the second corrects the mean, whose rounding grows with the count.
  */
 export function momentsOf(lanes: number, width: 1 | 4): string {
   const fold = treeFold("partial", (a, b) => `${a} + ${b}`, lanes);

@@ -162,10 +162,11 @@ function network(root: Weights, config: ClipTextConfig): Network {
 
 /**
  * Where a row's end token stands. Old configurations say `eos_token_id` 2, which is not the end
- * token: then the largest id is meant, which the end token of CLIP's vocabulary is.
+ * token: then the largest id is meant, which the end token of CLIP's vocabulary is. A row without an
+ * end token counts from its first one, as in transformers.
  */
 function endPosition(ids: readonly number[], eosTokenId: number): number {
-  return ids.indexOf(eosTokenId === 2 ? Math.max(...ids) : eosTokenId);
+  return Math.max(0, ids.indexOf(eosTokenId === 2 ? Math.max(...ids) : eosTokenId));
 }
 
 /** `x += attention(norm(x)); x += mlp(norm(x))`, x `[B, width, tokens]`. */

@@ -22,7 +22,7 @@ import { Generator } from "../core/random.ts";
 import { add, assign, linearCombination, matmul, mul, narrow } from "../kernels/mod.ts";
 
 const device = await openDevice();
-after(() => device.dispose());
+after(() => device.close());
 
 const MiB = 2 ** 20;
 

@@ -3,7 +3,8 @@
  */
 
 import assert from "node:assert/strict";
-import { describe, it } from "node:test";
+import process from "node:process";
+import { after, describe, it } from "node:test";
 import type { Device } from "../core/device.ts";
 import { openDevice } from "../core/device.ts";
 import { f16BitsToF32, f32ToF16Bits } from "../core/dtype.ts";
@@ -14,6 +15,7 @@ import { sizeOf } from "../core/shape.ts";
 import "../kernels/mod.ts";
 
 const device = await openDevice();
+after(() => device.close());
 const only = process.env.KERNEL;
 
 /** Largest errors accepted when inputs and output are half precision (2^-11 relative each). */

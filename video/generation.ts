@@ -104,8 +104,10 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
 
 /** The scheduler of that name with the checkpoint's noise schedule, its steps set. */
 export function schedulerFor(sd: StableDiffusion, { scheduler, steps }: Settled): Scheduler {
-  // Latents are not bounded as pixels are: clipping is off unless the checkpoint asks for it.
-  const config = { clip_sample: false, ...sd.schedulerConfig } as Partial<SchedulerConfig>;
+  // Where the checkpoint says nothing, as Stable Diffusion has it: latents are not bounded as
+  // pixels are, and PNDM begins without Runge–Kutta steps.
+  const latent = { clip_sample: false, skip_prk_steps: true };
+  const config = { ...latent, ...sd.schedulerConfig } as Partial<SchedulerConfig>;
   const made = createScheduler(scheduler, config);
   made.setTimesteps(steps);
   return made;

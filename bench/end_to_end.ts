@@ -1,0 +1,215 @@
+/**
+ * What a user waits for, with the built-in model: loading, the first step with its shaders to
+ * compile, the steps after it, decoding, and what a frame of a video costs and holds in memory.
+ *
+ * ```sh
+ * deno run -A bench/end_to_end.ts
+ * bun bench/end_to_end.ts --json end_to_end.json
+ * ```
+ *
+ * @module
+ */
+
+import { writeFile } from "node:fs/promises";
+import process from "node:process";
+import { parseArgs } from "node:util";
+import { type Device, openDevice } from "../core/device.ts";
+import { StableDiffusion } from "../models/stable_diffusion.ts";
+import type { Clip } from "../video/clip.ts";
+import { textToImage } from "../video/text_to_image.ts";
+import { textToVideo } from "../video/text_to_video_zero.ts";
+import {
+  count,
+  describeSetting,
+  gpuChoice,
+  oneOf,
+  type Setting,
+  settingOf,
+  withExitCode,
+} from "./setting.ts";
+import { type Column, significant, textHead, textRow } from "./table.ts";
+import { median } from "./timing.ts";
+
+const HELP = `Times the built-in model from end to end. deno run -A bench/end_to_end.ts [options]
+
+  --steps N      denoising steps of each clip (default 8)
+  --dtype TYPE   f32 (default) or f16
+  --gpu CHOICE   auto (default), native, dawn or software
+  --json FILE    write the results as JSON
+  --help         this text`;
+
+const PROMPT = "a red circle on a blue background";
+
+/** What one clip took. Times in milliseconds of the wall clock. */
+export interface ClipCost {
+  /** What tables call it. */
+  readonly what: string;
+  /** Frames of the clip. */
+  readonly frames: number;
+  /** Text, first noise, and the first step. */
+  readonly firstStep: number;
+  /** Median of the later steps that compute all frames. */
+  readonly step: number;
+  /** Shader runs of such a step. */
+  readonly dispatches: number;
+  /** Submissions of such a step. */
+  readonly submissions: number;
+  /** Pipelines compiled for this clip. */
+  readonly pipelines: number;
+  /** Decoding of the first frame. */
+  readonly firstDecode: number;
+  /** Median of the other frames, `null` where there are none. */
+  readonly decode: number | null;
+  /** From the prompt to the last frame. */
+  readonly total: number;
+  /** Largest number of bytes on the GPU, weights included. */
+  readonly peakBytes: number;
+}
+
+/** What is written with `--json`. */
+export interface Results extends Setting {
+  /** Type of weights and activations. */
+  readonly dtype: "f32" | "f16";
+  /** Denoising steps of each clip. */
+  readonly steps: number;
+  /** Milliseconds to find an adapter and open a device. */
+  readonly open: number;
+  /** Milliseconds to load the model. */
+  readonly load: number;
+  /** What was made, in order. */
+  readonly clips: readonly ClipCost[];
+}
+
+const COLUMNS: readonly Column[] = [
+  { title: "clip", width: 18, align: "left" },
+  { title: "first step", width: 10, align: "right" },
+  { title: "step", width: 7, align: "right" },
+  { title: "a frame", width: 7, align: "right" },
+  { title: "dispatches", width: 10, align: "right" },
+  { title: "submits", width: 7, align: "right" },
+  { title: "compiled", width: 8, align: "right" },
+  { title: "1st decode", width: 10, align: "right" },
+  { title: "decode", width: 7, align: "right" },
+  { title: "total s", width: 7, align: "right" },
+  { title: "peak MiB", width: 8, align: "right" },
+];
+
+/** Runs the command. Returns the exit code. */
+export function main(args: string[]): Promise<number> {
+  return withExitCode(() => bench(args));
+}
+
+async function bench(args: string[]): Promise<number> {
+  const { values: options } = parseArgs({
+    args,
+    options: {
+      steps: { type: "string", default: "8" },
+      dtype: { type: "string", default: "f32" },
+      gpu: { type: "string" },
+      json: { type: "string" },
+      help: { type: "boolean", default: false },
+    },
+  });
+  if (options.help) {
+    console.log(HELP);
+    return 0;
+  }
+  const steps = count("--steps", options.steps);
+  const dtype = oneOf("--dtype", options.dtype, ["f32", "f16"]);
+  const gpu = gpuChoice(options.gpu);
+  const begin = performance.now();
+  const device = await openDevice({ gpu });
+  try {
+    const opened = performance.now();
+    const sd = await StableDiffusion.load(undefined, { device, dtype });
+    const loaded = performance.now();
+    const [open, load] = [opened - begin, loaded - opened];
+    const setting = settingOf(device);
+    console.log(`${describeSetting(setting)}, ${dtype}`);
+    console.log(
+      `device opened in ${significant(open)} ms, model loaded in ${significant(load)} ms`,
+    );
+    console.log(`${steps} steps at ${sd.defaultSize}²; times in ms unless said otherwise\n`);
+    console.log(textHead(COLUMNS));
+    const clips: ClipCost[] = [];
+    const add = async (what: string, clip: Clip) => {
+      const cost = await watch(device, what, clip);
+      clips.push(cost);
+      console.log(textRow(COLUMNS, cellsOf(cost)));
+    };
+    await add("picture, cold", textToImage(sd, PROMPT, { steps }));
+    await add("picture", textToImage(sd, PROMPT, { steps }));
+    for (const frames of [8, 16, 32]) {
+      await add(`${frames} frames`, textToVideo(sd, PROMPT, { steps, frames }));
+    }
+    sd.dispose();
+    if (options.json) {
+      const results: Results = { ...setting, dtype, steps, open, load, clips };
+      await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
+    }
+    return 0;
+  } finally {
+    device.dispose();
+  }
+}
+
+/** Makes a clip and takes the time of its parts. */
+async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost> {
+  device.resetPeak();
+  const before = device.counts();
+  const begin = performance.now();
+  let last = begin;
+  const lap = () => {
+    const lasted = performance.now() - last;
+    last += lasted;
+    return lasted;
+  };
+  const laps: { all: boolean; lasted: number; dispatches: number; submissions: number }[] = [];
+  let seen = before;
+  for await (const { phase } of clip.steps) {
+    const lasted = lap();
+    const now = device.counts();
+    const dispatches = now.dispatches - seen.dispatches;
+    const submissions = now.submissions - seen.submissions;
+    laps.push({ all: phase === "frames", lasted, dispatches, submissions });
+    seen = now;
+  }
+  const decodes: number[] = [];
+  for await (const _frame of clip) decodes.push(lap());
+  clip.dispose();
+  // The first step of all frames records and may compile: the ones after it are the rule.
+  const warm = laps.filter(({ all }) => all).slice(1);
+  const steady = warm.length ? warm : laps.slice(-1);
+  const [firstDecode, ...others] = decodes;
+  return {
+    what,
+    frames: clip.frameIds.length,
+    firstStep: laps[0].lasted,
+    step: median(steady.map(({ lasted }) => lasted)),
+    dispatches: median(steady.map(({ dispatches }) => dispatches)),
+    submissions: median(steady.map(({ submissions }) => submissions)),
+    pipelines: device.counts().pipelines - before.pipelines,
+    firstDecode,
+    decode: others.length ? median(others) : null,
+    total: last - begin,
+    peakBytes: device.memory().peak,
+  };
+}
+
+function cellsOf(cost: ClipCost): string[] {
+  return [
+    cost.what,
+    significant(cost.firstStep),
+    significant(cost.step),
+    significant(cost.step / cost.frames),
+    String(cost.dispatches),
+    String(cost.submissions),
+    String(cost.pipelines),
+    significant(cost.firstDecode),
+    cost.decode === null ? "–" : significant(cost.decode),
+    significant(cost.total / 1000),
+    significant(cost.peakBytes / 2 ** 20),
+  ];
+}
+
+if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

@@ -1,0 +1,55 @@
+/**
+ * Tables of measurements, for terminals and in Markdown.
+ *
+ * @module
+ */
+
+/** A column of a table. */
+export interface Column {
+  /** Its head. */
+  readonly title: string;
+  /** Characters that it takes in a terminal. */
+  readonly width: number;
+  /** Side to which its cells are set. */
+  readonly align: "left" | "right";
+}
+
+/** A line of a table in a terminal; what does not fit is cut off. */
+export function textRow(columns: readonly Column[], cells: readonly string[]): string {
+  return columns.map(({ width, align }, i) => {
+    const cell = cells[i].length > width ? `${cells[i].slice(0, width - 1)}…` : cells[i];
+    return align === "left" ? cell.padEnd(width) : cell.padStart(width);
+  }).join("  ").trimEnd();
+}
+
+/** The titles, and a line below them. */
+export function textHead(columns: readonly Column[]): string {
+  const rule = columns.map(({ width }) => "-".repeat(width)).join("  ");
+  return `${textRow(columns, columns.map(({ title }) => title))}\n${rule}`;
+}
+
+/** A whole table in Markdown. */
+export function markdownTable(
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+): string {
+  const line = (cells: readonly string[]) =>
+    `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`;
+  return [
+    line(columns.map(({ title }) => title)),
+    line(columns.map(({ align }) => align === "left" ? "---" : "---:")),
+    ...rows.map(line),
+  ].join("\n");
+}
+
+/** A number with three significant digits, or more where it has them before the point. */
+export function significant(value: number): string {
+  if (value === 0) return "0";
+  const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
+  return value.toFixed(Math.min(digits, 6));
+}
+
+/** `12 %`. */
+export function percent(share: number): string {
+  return `${(100 * share).toFixed(0)} %`;
+}

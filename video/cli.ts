@@ -1,0 +1,116 @@
+/**
+ * The command line: `framezero <prompt>` and its relatives.
+ *
+ * @module
+ */
+
+import { Command, CommanderError, Option } from "commander";
+import process from "node:process";
+import { info, inspect, listModels } from "./cli/describe.ts";
+import { generate } from "./cli/generate.ts";
+import { type CommandIo, Interrupted } from "./cli/io.ts";
+import {
+  addImageOptions,
+  addVideoOptions,
+  type GenerateFlags,
+  GPU_CHOICES,
+} from "./cli/options.ts";
+import { UsageError } from "./cli/request.ts";
+
+/** Exit codes: everything done, something failed, the command line is wrong, interrupted. */
+const DONE = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130;
+
+/** Programs of their own with their own options; loaded only when they are called for. */
+const PROGRAMS: Readonly<Record<string, () => Promise<{ main: Main }>>> = {
+  parity: () => import("../bench/parity.ts"),
+  bench: () => import("../bench/kernels.ts"),
+};
+
+type Main = (args: string[]) => Promise<number>;
+
+/**
+ * Runs one command line.
+ *
+ * @param args The arguments behind the program's name.
+ * @returns The exit code: 0 done, 1 failed, 2 bad usage, 130 interrupted.
+ */
+export async function main(args: string[], io: CommandIo): Promise<number> {
+  try {
+    const program = PROGRAMS[args[0]];
+    if (program) return await (await program()).main(args.slice(1));
+    await commands(io).parseAsync(args, { from: "user" });
+    return DONE;
+  } catch (error) {
+    // The parser has printed its own errors.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? DONE : USAGE;
+    const interrupted = io.signal.aborted;
+    const shown = interrupted ? io.signal.reason : error;
+    const trace = io.debug && shown instanceof Error ? shown.stack : undefined;
+    io.stderr(`framezero: ${trace ?? (shown instanceof Error ? shown.message : String(shown))}\n`);
+    return interrupted ? INTERRUPTED : error instanceof UsageError ? USAGE : FAILED;
+  }
+}
+
+function commands(io: CommandIo): Command {
+  const program = new Command("framezero")
+    .description("Text to video with Stable Diffusion 1.5 and no video training (Text2Video-Zero).")
+    .exitOverride()
+    .configureOutput({
+      writeOut: io.stdout,
+      writeErr: io.stderr,
+      outputError: (text, write) => {
+        const line = text.replace(/^error: /, "").trim().replaceAll("\n", " ").replace(/\.$/, "");
+        const hint = /^too many arguments for '(video|image)'/.test(line)
+          ? "; put the prompt in quotes"
+          : "";
+        write(`framezero: ${line}${hint}\n`);
+      },
+    });
+  const video = addVideoOptions(program.command("video", { isDefault: true }))
+    .description("make a video (the default)")
+    .argument("[prompt]", "what to show")
+    .action((prompt: string | undefined, flags: GenerateFlags) =>
+      generate("video", prompt, flags, io)
+    );
+  addImageOptions(program.command("image"))
+    .description("make one picture")
+    .argument("[prompt]", "what to show")
+    .action((prompt: string | undefined, flags: GenerateFlags) =>
+      generate("image", prompt, flags, io)
+    );
+  const models = program.command("models").description("list and inspect models");
+  models.command("list").description("the built-in model, and models in folders")
+    .argument("[folders...]")
+    .action((folders: string[]) => listModels(folders, io));
+  models.command("inspect").description("what a model folder or a safetensors file holds")
+    .argument("[path]", "default: the built-in model")
+    .action((path: string | undefined) => inspect(path, io));
+  program.command("info").description("runtime, adapter, features, limits")
+    .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
+    .option("--json", "print one JSON object")
+    .action((flags) => info(flags, io));
+  program.command("parity").description("compare with reference files");
+  program.command("bench").description("measure the kernels");
+  return program.addHelpText("after", () => `\n${video.helpInformation()}`);
+}
+
+/** Runs the command line of this process, and ends it. The first Ctrl-C stops, a second one kills. */
+export async function run(): Promise<void> {
+  const interrupt = new AbortController();
+  process.on("SIGINT", () => {
+    if (interrupt.signal.aborted) process.exit(INTERRUPTED);
+    interrupt.abort(new Interrupted());
+  });
+  const { stdout, stderr, env } = process;
+  const code = await main(process.argv.slice(2), {
+    stdout: (text) => stdout.write(text),
+    stderr: (text) => stderr.write(text),
+    isTTY: stderr.isTTY === true,
+    columns: stderr.columns || 80,
+    signal: interrupt.signal,
+    debug: Boolean(env.FRAMEZERO_DEBUG),
+  });
+  // Pipes may still hold a part of the output, and GPU libraries may keep the process alive.
+  for (const stream of [stdout, stderr]) await new Promise((done) => stream.write("", done));
+  process.exit(code);
+}

@@ -1,0 +1,230 @@
+/**
+ * The commands `video` and `image`: from a request to files.
+ *
+ * @module
+ */
+
+import { type Device, type DeviceInfo, openDevice } from "../../core/device.ts";
+import type { DType } from "../../core/dtype.ts";
+import { InputError } from "../../core/errors.ts";
+import { describeRuntime } from "../../core/runtime.ts";
+import { StableDiffusion } from "../../models/stable_diffusion.ts";
+import { type Clip, type ClipStep, decodeFrame, toFrame } from "../clip.ts";
+import type { Frame } from "../frame.ts";
+import { disk } from "../output_file.ts";
+import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
+import { textToImage } from "../text_to_image.ts";
+import { textToVideo } from "../text_to_video_zero.ts";
+import { type Frames, writeVideo, writeVideos, type WrittenVideo } from "../writer.ts";
+import type { CommandIo } from "./io.ts";
+import type { DtypeChoice, GenerateFlags } from "./options.ts";
+import { asUsage, type Kind, readRequest, type Request } from "./request.ts";
+
+/** What is said about the built-in model, which knows little. */
+const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
+  "triangles, stars, rings and hearts in ten colours on plain grounds, in a meadow, on a beach, " +
+  "in the sky. For anything else: --model <folder of Stable Diffusion 1.5>.";
+
+/** Pictures of the preview at most: decoding all frames of a long clip would delay it. */
+const PREVIEW_FRAMES = 4;
+
+/** Makes pictures. Resolves when all files are there. */
+export async function generate(
+  kind: Kind,
+  prompt: string | undefined,
+  flags: GenerateFlags,
+  io: CommandIo,
+): Promise<void> {
+  const request = await readRequest(kind, prompt, flags);
+  if (request.model !== undefined) await checkModel(request.model);
+  const say = (text: string) => {
+    if (!flags.quiet) io.stderr(`${text}\n`);
+  };
+  const device = await openDevice({ gpu: flags.gpu });
+  try {
+    io.signal.throwIfAborted();
+    const { sd, remarks } = await loadModel(request, device, io, say);
+    try {
+      await make(request, sd, remarks, flags, io, say);
+    } finally {
+      sd.dispose();
+    }
+  } finally {
+    device.dispose();
+  }
+}
+
+/** Loads the model; remarks are what the user did not ask for in so many words. */
+async function loadModel(
+  { model, dtype: asked }: Request,
+  device: Device,
+  { signal }: CommandIo,
+  say: (text: string) => void,
+): Promise<{ sd: StableDiffusion; remarks: string[] }> {
+  const remarks: string[] = [];
+  const dtype = chooseDtype(asked, model === undefined, device.info, remarks);
+  if (model === undefined) say(BUILT_IN_NOTE);
+  const sd = await StableDiffusion.load(model, {
+    device,
+    dtype,
+    onPart(part) {
+      signal.throwIfAborted();
+      if (model !== undefined) say(`loading ${part} (${dtype})`);
+    },
+  });
+  return { sd, remarks };
+}
+
+/** The precision to use. Adds a remark if it is not what was asked for. */
+export function chooseDtype(
+  asked: DtypeChoice,
+  builtIn: boolean,
+  adapter: Pick<DeviceInfo, "f16" | "description">,
+  remarks: string[],
+): DType {
+  if (asked === "f16" && !adapter.f16) {
+    remarks.push(`${adapter.description} has no half precision; computing in f32`);
+  }
+  const wanted = asked === "auto" ? (builtIn ? "f32" : "f16") : asked;
+  return adapter.f16 ? wanted : "f32";
+}
+
+/** Refuses a model that is nowhere, with help for ids of Hugging Face. */
+export async function checkModel(model: string): Promise<void> {
+  const { fs } = await disk();
+  const there = /^(https?|file):/i.test(model) ||
+    await fs.stat(model).then(() => true, () => false);
+  if (there || !/^[\w.-]+\/[\w.-]+$/.test(model) || /^\.|\.safetensors$/.test(model)) return;
+  const folder = model.split("/")[1];
+  throw new InputError(
+    `${model}: there is no such folder. If it is an id on Hugging Face, fetch it first: ` +
+      `huggingface-cli download ${model} --local-dir ${folder} ` +
+      `(or git clone https://huggingface.co/${model}), then give --model ${folder}`,
+  );
+}
+
+async function make(
+  request: Request,
+  sd: StableDiffusion,
+  remarks: string[],
+  flags: GenerateFlags,
+  io: CommandIo,
+  say: (text: string) => void,
+): Promise<void> {
+  const { prompt, targets, fps, overwrite } = request;
+  const { signal } = io;
+  const start = performance.now();
+  const toClip = request.kind === "video" ? textToVideo : textToImage;
+  const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
+  const settings: Record<string, unknown> = { ...clip.settings, fps };
+  say(`"${prompt}", ${describe(clip)}`);
+  const work = tracked(watch(clip, sd, flags, io));
+  let outputs: WrittenVideo[];
+  try {
+    outputs = await writeVideos(work.frames, targets, { fps, settings, overwrite, signal });
+  } finally {
+    await work.idle();
+    clip.dispose();
+  }
+  const warnings = [...remarks, ...clip.warnings];
+  for (const warning of warnings) say(`warning: ${warning}`);
+  const seconds = (performance.now() - start) / 1000;
+  if (flags.json) {
+    const result = {
+      outputs,
+      seconds,
+      steps: settings.steps,
+      frames: clip.frameIds.length,
+      width: clip.width,
+      height: clip.height,
+      seed: settings.seed,
+      settings,
+      memory: sd.device.memory(),
+      adapter: sd.device.info,
+      runtime: describeRuntime(),
+      warnings,
+    };
+    io.stdout(`${JSON.stringify(result)}\n`);
+  } else if (!flags.quiet) {
+    for (const { path, bytes } of outputs) io.stdout(`${path}  ${formatBytes(bytes)}\n`);
+  }
+  const peak = formatBytes(sd.device.memory().peak);
+  say(`done in ${formatDuration(seconds)}, ${peak} of GPU memory at most`);
+}
+
+function describe({ frameIds, width, height, settings }: Clip): string {
+  const count = frameIds.length === 1 ? "1 frame" : `${frameIds.length} frames`;
+  return `${count} of ${width}x${height}, ${settings.steps} steps, seed ${settings.seed}`;
+}
+
+/** The frames of a clip, while progress and preview are shown. */
+async function* watch(
+  clip: Clip,
+  sd: StableDiffusion,
+  flags: GenerateFlags,
+  io: CommandIo,
+): AsyncGenerator<Frame, void> {
+  const target = { write: io.stderr, isTTY: io.isTTY, columns: io.columns };
+  const show = (label: string, unit: string): Progress =>
+    flags.quiet ? { update() {}, end() {} } : startProgress(label, unit, target);
+  const steps = show("denoising", "it");
+  try {
+    for await (const step of clip.steps) {
+      steps.update(step.step, step.total);
+      const every = Math.max(1, Math.round(step.total / 10));
+      if (flags.preview !== undefined && step.step % every === 0) {
+        await writeVideo(preview(step, clip, sd), flags.preview, {
+          fps: flags.fps ?? 4,
+          overwrite: true,
+          signal: io.signal,
+        });
+      }
+    }
+  } finally {
+    steps.end();
+  }
+  const decoding = show("decoding ", "frame");
+  try {
+    let done = 0;
+    for await (const frame of clip) {
+      decoding.update(++done, clip.frameIds.length);
+      yield frame;
+    }
+  } finally {
+    decoding.end();
+  }
+}
+
+/** What the unfinished latents look like: some of the frames, the first and the last among them. */
+async function* preview(
+  { latents }: ClipStep,
+  { width, height }: Clip,
+  sd: StableDiffusion,
+): AsyncGenerator<Frame, void> {
+  const last = latents.shape[0] - 1;
+  const count = Math.min(PREVIEW_FRAMES, last + 1);
+  for (let i = 0; i < count; i++) {
+    const index = count === 1 ? 0 : Math.round(i * last / (count - 1));
+    yield toFrame(await decodeFrame(sd, latents, index, []), width, height);
+  }
+}
+
+/**
+ * `frames`, and a way to wait for the piece of work that an interrupt leaves running: only then may
+ * what it works on be freed.
+ */
+function tracked(
+  frames: AsyncGenerator<Frame, void>,
+): { frames: Frames; idle(): Promise<void> } {
+  let running: Promise<unknown> = Promise.resolve();
+  const next = () => {
+    const result = frames.next();
+    running = result;
+    return result;
+  };
+  const iterator = { next, return: () => frames.return() };
+  return {
+    frames: { [Symbol.asyncIterator]: () => iterator },
+    idle: () => running.then(() => {}, () => {}),
+  };
+}

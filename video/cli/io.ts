@@ -1,0 +1,33 @@
+/**
+ * What a command may touch of the world besides files and the GPU: two streams and an interrupt. So
+ * that tests can run commands in their own process.
+ *
+ * @module
+ */
+
+/** The streams of a command. */
+export interface CommandIo {
+  /** Results. */
+  stdout(text: string): void;
+  /** Progress, remarks and errors. */
+  stderr(text: string): void;
+  /** Whether stderr is a terminal. */
+  readonly isTTY: boolean;
+  /** Characters in a line of that terminal. */
+  readonly columns: number;
+  /** Aborts when the user interrupts, with an {@link Interrupted} as its reason. */
+  readonly signal: AbortSignal;
+  /** Whether errors are shown with their stack traces. */
+  readonly debug: boolean;
+}
+
+/** The reason of an interrupt by the user. */
+export class Interrupted extends Error {
+  /** Always `"Interrupted"`. */
+  override readonly name = "Interrupted";
+
+  /** An interrupt that leaves nothing behind. */
+  constructor() {
+    super("interrupted; nothing was written");
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * The options of the commands that make pictures, and what their values must look like.
+ *
+ * @module
+ */
+
+import { type Command, InvalidArgumentError, Option } from "commander";
+import type { GpuChoice } from "../../core/runtime.ts";
+import { createScheduler, schedulerNames } from "../../schedulers/mod.ts";
+
+/** Options that `image` and `video` share, as the parser gives them. */
+export interface GenerateFlags {
+  /** Where to. */
+  output?: string[];
+  /** File to take settings from. */
+  from?: string;
+  /** Denoising steps. */
+  steps?: number;
+  /** Start of the random numbers; −1 for any. */
+  seed?: number;
+  /** Pixels. */
+  width?: number;
+  /** Pixels. */
+  height?: number;
+  /** Weight of the prompt. */
+  guidance?: number;
+  /** What not to show. */
+  negative?: string;
+  /** Name of the scheduler. */
+  scheduler?: string;
+  /** Share of fresh noise in each step. */
+  eta?: number;
+  /** Folder of the model. */
+  model?: string;
+  /** Precision. */
+  dtype?: DtypeChoice;
+  /** Which WebGPU. */
+  gpu: GpuChoice;
+  /** File that shows the unfinished result. */
+  preview?: string;
+  /** Replace files. */
+  overwrite?: boolean;
+  /** Print nothing but errors. */
+  quiet?: boolean;
+  /** Print the result as JSON. */
+  json?: boolean;
+  /** Make the demonstration. */
+  demo?: boolean;
+  /** Number of frames. */
+  frames?: number;
+  /** Frame numbers. */
+  frameIds?: number[];
+  /** Frames a second. */
+  fps?: number;
+  /** Folder for every frame. */
+  framesDir?: string;
+  /** Motion of the camera to the right, in 512ths of the width a frame. */
+  motionX?: number;
+  /** Motion of the camera downwards, in 512ths of the height a frame. */
+  motionY?: number;
+  /** Steps below T0. */
+  t0?: number;
+  /** Steps below T1. */
+  t1?: number;
+  /** Frames computed at once. */
+  group?: number;
+  /** Whether frames attend to the first one; absent in `image`. */
+  crossFrame?: boolean;
+  /** Whether frames are moved; absent in `image`. */
+  motion?: boolean;
+}
+
+/** Type of weights and activations; `auto` lets the model and the adapter decide. */
+export type DtypeChoice = "auto" | "f16" | "f32";
+
+/** The choices of `--gpu`. */
+export const GPU_CHOICES: readonly GpuChoice[] = ["auto", "native", "dawn", "software"];
+
+const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
+
+/** A parser of numbers within bounds. */
+export function number(
+  { least = -Infinity, most = Infinity, above = -Infinity } = {},
+): (text: string) => number {
+  const bounds = [
+    above > -Infinity ? `above ${above}` : "",
+    least > -Infinity ? `of at least ${least}` : "",
+    most < Infinity ? `of at most ${most}` : "",
+  ].filter(Boolean).join(" and ");
+  return (text) => {
+    const value = Number(text);
+    if (NUMBER.test(text.trim()) && value >= least && value <= most && value > above) return value;
+    throw new InvalidArgumentError(`It must be a number ${bounds}`.trimEnd() + ".");
+  };
+}
+
+/** A parser of whole numbers within bounds. */
+export function whole(
+  least: number,
+  most: number = Number.MAX_SAFE_INTEGER,
+): (text: string) => number {
+  const bounds = most < Number.MAX_SAFE_INTEGER ? ` and at most ${most}` : "";
+  return (text) => {
+    const value = Number(text);
+    if (/^[+-]?\d+$/.test(text.trim()) && value >= least && value <= most) return value;
+    throw new InvalidArgumentError(`It must be a whole number of at least ${least}${bounds}.`);
+  };
+}
+
+/** Frame numbers: `"0,4,8-11"` is 0, 4, 8, 9, 10, 11. */
+export function frameList(text: string): number[] {
+  const MOST = 100_000;
+  return text.split(",").flatMap((part) => {
+    const [, from, to] = /^\s*(\d{1,9})(?:-(\d{1,9}))?\s*$/.exec(part) ?? [];
+    const count = Number(to ?? from) - Number(from) + 1;
+    if (count >= 1 && count <= MOST) {
+      return Array.from({ length: count }, (_, i) => Number(from) + i);
+    }
+    throw new InvalidArgumentError(`It must list frame numbers and ranges, such as 0,8-15.`);
+  });
+}
+
+const SHORT_NAMES = schedulerNames.filter((name) => !name.endsWith("Scheduler")).join(" ");
+
+function schedulerName(text: string): string {
+  try {
+    createScheduler(text, {});
+    return text;
+  } catch {
+    throw new InvalidArgumentError(`It must be one of ${SHORT_NAMES}, or a class of diffusers.`);
+  }
+}
+
+const collect = (text: string, before: string[] = []): string[] => [...before, text];
+
+/** Adds what every command that makes pictures understands. */
+function addSharedOptions(command: Command): Command {
+  return command
+    .option(
+      "-o, --output <file>",
+      "where to, by extension: .mp4 .webm .gif .png .apng, a folder, sheet:NAME.png for a contact " +
+        "sheet; can be repeated",
+      collect,
+    )
+    .option("--steps <n>", "denoising steps (default: the model's)", whole(1, 1000))
+    .option("--seed <n>", "start of the random numbers; -1 picks one (default: 0)", whole(-1))
+    .option("--width <px>", "multiple of 8 (default: the model's)", whole(1))
+    .option("--height <px>", "multiple of 8 (default: the model's)", whole(1))
+    .option("--guidance <x>", "weight of the prompt (default: the model's)", number({ least: 0 }))
+    .option("--negative <prompt>", "what not to show")
+    .option(
+      "--scheduler <name>",
+      `${SHORT_NAMES} (default: ddim)`,
+      schedulerName,
+    )
+    .option(
+      "--eta <x>",
+      "fresh noise in each step, 0 to 1 (default: 0)",
+      number({ least: 0, most: 1 }),
+    )
+    .option("--model <folder>", "Stable Diffusion 1.x in diffusers' layout (default: built in)")
+    .addOption(
+      new Option("--dtype <type>", "precision; auto: f16 for big models where the GPU has it")
+        .choices(["auto", "f16", "f32"]),
+    )
+    .addOption(
+      new Option("--gpu <kind>", "which WebGPU to use").choices(GPU_CHOICES).default("auto"),
+    )
+    .option("--preview <file>", "picture of the unfinished result, renewed every few steps")
+    .option("--from <file>", "take the settings out of a file that framezero wrote")
+    .option("--overwrite", "replace files that exist")
+    .option("--quiet", "print nothing but errors")
+    .option("--json", "print one JSON object about the result");
+}
+
+/** Adds the options of `image`. */
+export function addImageOptions(command: Command): Command {
+  return addSharedOptions(command);
+}
+
+/** Adds the options of `video`. */
+export function addVideoOptions(command: Command): Command {
+  return addSharedOptions(command)
+    .option("--frames <n>", "number of frames (default: 8)", whole(1))
+    .option("--fps <x>", "frames a second (default: 4)", number({ above: 0, most: 240 }))
+    .option(
+      "--motion-x <d>",
+      "motion of the camera to the right, in 512ths of the width a frame",
+      number(),
+    )
+    .option(
+      "--motion-y <d>",
+      "motion of the camera downwards, in 512ths of the height a frame",
+      number(),
+    )
+    .option("--t0 <n>", "steps below T0, where motion is applied; less than --t1", whole(0))
+    .option("--t1 <n>", "steps below T1, where all frames join; less than --steps", whole(0))
+    .option(
+      "--frame-ids <list>",
+      "frame numbers, such as 0,8-15; the first is the anchor",
+      frameList,
+    )
+    .option("--group <n>", "frames computed at once (default: 4)", whole(1))
+    .option("--frames-dir <folder>", "also write every frame as a PNG file")
+    .option("--no-cross-frame", "let every frame attend to itself only")
+    .option("--no-motion", "do not move the frames")
+    .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
+}

@@ -1,0 +1,238 @@
+/**
+ * From flags to a request: everything that can be decided, and refused, before a GPU is touched.
+ *
+ * @module
+ */
+
+import { InputError } from "../../core/errors.ts";
+import { disk } from "../output_file.ts";
+import { parseTarget } from "../target.ts";
+import type { TextToVideoOptions } from "../text_to_video_zero.ts";
+import { checkTarget, readSettings } from "../writer.ts";
+import type { DtypeChoice, GenerateFlags } from "./options.ts";
+
+/** Which command runs. */
+export type Kind = "video" | "image";
+
+/** What shall be made, and where to. */
+export interface Request {
+  /** Which command runs. */
+  readonly kind: Kind;
+  /** What to show; not empty. */
+  readonly prompt: string;
+  /** Options of the library; pictures heed some of them. */
+  readonly options: TextToVideoOptions;
+  /** Folder of the model; absent for the built-in one. */
+  readonly model?: string;
+  /** The precision that was asked for. */
+  readonly dtype: DtypeChoice;
+  /** Frames a second. */
+  readonly fps: number;
+  /** Files and folders to write, checked; at least one. */
+  readonly targets: string[];
+  /** Whether they may be there already. */
+  readonly overwrite: boolean;
+}
+
+/** The command line itself is wrong, whatever is on the disk. */
+export class UsageError extends InputError {}
+
+/** Runs `action`; what it refuses is the command line's fault. */
+export async function asUsage<T>(action: () => T | Promise<T>): Promise<T> {
+  try {
+    return await action();
+  } catch (error) {
+    if (error instanceof InputError) throw new UsageError(error.message, { cause: error });
+    throw error;
+  }
+}
+
+/**
+ * Settings of `--demo`. One latent cell a frame moves the heart evenly, and the wide picture leaves
+ * it room: where an object comes near the border, the mirrored part would bring a second one in.
+ */
+const DEMO = {
+  prompt: "a red heart in a green meadow",
+  fps: 4,
+  options: {
+    seed: 3,
+    frames: 8,
+    width: 192,
+    height: 128,
+    steps: 12,
+    t0: 5,
+    t1: 6,
+    motionFieldStrengthX: 21.5,
+  },
+  targets: ["out/demo.mp4", "out/demo.gif", "sheet:out/demo.png"],
+} as const;
+
+const DEFAULT_FPS = 4;
+
+/** Settings in files and the type that each must have. */
+const STORED = {
+  prompt: "string",
+  negativePrompt: "string",
+  steps: "number",
+  guidanceScale: "number",
+  seed: "number",
+  width: "number",
+  height: "number",
+  scheduler: "string",
+  eta: "number",
+  frameIds: "object",
+  motionFieldStrengthX: "number",
+  motionFieldStrengthY: "number",
+  t0: "number",
+  t1: "number",
+  crossFrame: "boolean",
+  motion: "boolean",
+  compat: "string",
+  model: "string",
+  dtype: "string",
+  fps: "number",
+} as const;
+
+/** Stored settings that are not options of the library. */
+interface Stored extends TextToVideoOptions {
+  prompt?: string;
+  model?: string;
+  dtype?: DtypeChoice;
+  fps?: number;
+}
+
+/**
+ * Puts a request together: flags over the settings of `--from` over those of `--demo`.
+ *
+ * @throws {UsageError} no prompt, or a target of an unknown kind.
+ * @throws {InputError} a target that cannot be written, or a file without settings.
+ */
+export async function readRequest(
+  kind: Kind,
+  typed: string | undefined,
+  flags: GenerateFlags,
+): Promise<Request> {
+  const { prompt: stored, model, dtype, fps, ...kept } = flags.from === undefined
+    ? {}
+    : await readStored(flags.from);
+  const demo = flags.demo ? DEMO : undefined;
+  const prompt = typed ?? stored ?? demo?.prompt;
+  if (!prompt?.trim()) {
+    throw new UsageError(
+      `the prompt is ${prompt === undefined ? "missing" : "empty"}; say what to show, ` +
+        `as in: framezero "a red heart in a green meadow" (--help lists the options)`,
+    );
+  }
+  const given = libraryOptions(flags);
+  const base: TextToVideoOptions = { ...demo?.options, ...kept };
+  // These follow from what the user now wants otherwise.
+  if (given.frames !== undefined) delete base.frameIds;
+  if (given.frameIds !== undefined) delete base.frames;
+  if (given.steps !== undefined) {
+    delete base.t0;
+    delete base.t1;
+  }
+  const options = { ...base, ...given };
+  if (options.seed === -1) options.seed = crypto.getRandomValues(new Uint32Array(1))[0];
+  const overwrite = flags.overwrite ?? flags.demo ?? false;
+  const targets = [...flags.output ?? []];
+  if (flags.framesDir !== undefined) targets.push(`${flags.framesDir}/`);
+  if (targets.length === 0) {
+    await (await disk()).fs.mkdir("out", { recursive: true });
+    if (demo) targets.push(...demo.targets);
+    else targets.push(await freeName(kind, prompt, options.seed ?? 0, overwrite));
+  }
+  await checkTargets(targets, overwrite);
+  if (flags.preview !== undefined) await checkTargets([flags.preview], true);
+  return {
+    kind,
+    prompt,
+    options,
+    model: flags.model ?? model,
+    dtype: flags.dtype ?? dtype ?? "auto",
+    fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
+    targets,
+    overwrite,
+  };
+}
+
+/** The flags that are options of the library, without those that were not given. */
+function libraryOptions(flags: GenerateFlags): TextToVideoOptions {
+  const all: TextToVideoOptions = {
+    steps: flags.steps,
+    seed: flags.seed,
+    width: flags.width,
+    height: flags.height,
+    guidanceScale: flags.guidance,
+    negativePrompt: flags.negative,
+    scheduler: flags.scheduler,
+    eta: flags.eta,
+    frames: flags.frames,
+    frameIds: flags.frameIds,
+    motionFieldStrengthX: flags.motionX,
+    motionFieldStrengthY: flags.motionY,
+    t0: flags.t0,
+    t1: flags.t1,
+    group: flags.group,
+    // The parser says true where nobody said no.
+    crossFrame: flags.crossFrame === false ? false : undefined,
+    motion: flags.motion === false ? false : undefined,
+  };
+  return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
+}
+
+async function readStored(file: string): Promise<Stored> {
+  const settings = await readSettings(file);
+  if (!settings) {
+    throw new InputError(`--from: ${file} holds no settings; name a file that framezero wrote`);
+  }
+  const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
+  for (const [name, type] of entries) {
+    const value = settings[name];
+    if (typeof value === type && (type !== "object" || Array.isArray(value))) continue;
+    throw new InputError(
+      `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
+        `${JSON.stringify(value)}; the file was changed, give the settings as options`,
+    );
+  }
+  const stored: Stored = Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
+  if (stored.model === BUILT_IN_NAME) delete stored.model;
+  return stored;
+}
+
+/** What a clip's settings call the built-in model. */
+const BUILT_IN_NAME = "built-in tiny-shapes";
+
+/** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
+async function freeName(
+  kind: Kind,
+  prompt: string,
+  seed: number,
+  overwrite: boolean,
+): Promise<string> {
+  const { fs } = await disk();
+  const extension = kind === "video" ? "mp4" : "png";
+  for (let n = 1;; n++) {
+    const name = `out/${slug(prompt)}-${seed}${n > 1 ? `-${n}` : ""}.${extension}`;
+    const free = overwrite || await fs.stat(name).then(() => false, () => true);
+    if (free) return name;
+  }
+}
+
+/** The words of a prompt as a file name: `"a-red-heart-in-a-green-meadow"`. */
+export function slug(prompt: string): string {
+  const words = prompt.normalize("NFKC").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
+  let name = "";
+  for (const word of words) {
+    if (name && name.length + word.length >= 48) break;
+    name += (name && "-") + [...word].slice(0, 48).join("");
+  }
+  return name || "clip";
+}
+
+async function checkTargets(targets: string[], overwrite: boolean): Promise<void> {
+  for (const target of targets) {
+    await asUsage(() => parseTarget(target));
+    await checkTarget(target, { overwrite });
+  }
+}
