@@ -270,7 +270,11 @@ export class Device implements Disposable {
     }
   }
 
-  /** @throws {GpuError} if the device has failed. */
+  /**
+   * Throws what has gone wrong since the device was opened.
+   *
+   * @throws {GpuError} if the device has failed.
+   */
   check(): void {
     if (this.#failure) throw this.#failure;
   }
@@ -396,7 +400,7 @@ interface Allocator {
 }
 
 /** Buffers of plans: reused among them, given back to the pool when the last plan ends. */
-export class Arena implements Allocator {
+export class Arena {
   readonly #pool: BufferPool;
   readonly #idle: GPUBuffer[] = [];
   #plans = 0;

@@ -157,9 +157,13 @@ export interface Kernel<Attributes> {
 
 /** An operation as the tape sees it. */
 export interface TapeEntry {
+  /** What ran. */
   readonly kernel: Kernel<unknown>;
+  /** Its inputs. */
   readonly inputs: readonly (Tensor | null)[];
+  /** Its settings. */
   readonly attributes: unknown;
+  /** Its result. */
   readonly output: Tensor;
 }
 

@@ -4,17 +4,26 @@
  * @module
  */
 
-export {
-  type Arena,
-  type Device,
-  type DeviceInfo,
-  type DeviceOptions,
-  openDevice,
-} from "./device.ts";
+export type { MemoryUse } from "./buffer_pool.ts";
+export type { ByteSource } from "./byte_source.ts";
+export { Arena, Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
 export type { DType, HostArray } from "./dtype.ts";
 export { GpuError, InputError, ShapeError, WeightError } from "./errors.ts";
+export {
+  type Binding,
+  type Dispatch,
+  type Kernel,
+  type KernelCase,
+  type Launch,
+  type Param,
+  registeredKernels,
+  type TapeEntry,
+  type TensorSpec,
+} from "./kernel.ts";
+export { Plan } from "./plan.ts";
+export type { OpCost, ProfileRow } from "./profiler.ts";
 export { Generator, generatorForFrame, type GeneratorKind } from "./random.ts";
-export { type GpuChoice, type Runtime, runtime } from "./runtime.ts";
+export { describeRuntime, type GpuChoice, type Runtime, runtime } from "./runtime.ts";
 export {
   encodeSafetensors,
   openSafetensors,
@@ -24,5 +33,6 @@ export {
   type TensorInfo,
   writeSafetensors,
 } from "./safetensors.ts";
+export type { Scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
-export { Tensor } from "./tensor.ts";
+export { type Storage, Tensor } from "./tensor.ts";

@@ -22,8 +22,11 @@ export interface ProfileRow {
 
 /** What the door tells about an operation. */
 export interface OpCost {
+  /** Kernel name. */
   readonly name: string;
+  /** Floating-point operations. */
   readonly flops: () => number;
+  /** Bytes that must move at least. */
   readonly bytes: () => number;
 }
 

@@ -7,9 +7,6 @@
 import { GpuError } from "./errors.ts";
 import type { Tensor } from "./tensor.ts";
 
-/** Values that a scope may return: tensors anywhere inside arrays and plain objects survive it. */
-export type Surviving = unknown;
-
 /** The scopes that are open on one device, innermost last. */
 export class ScopeStack {
   readonly #open: Set<Tensor>[] = [];
@@ -26,8 +23,8 @@ export class ScopeStack {
     }
   }
 
-  /** Runs `body`; frees the tensors that it made, except those in its result. */
-  run<T extends Surviving>(body: () => T): T {
+  /** Runs `body`; frees the tensors that it made, except those anywhere inside its result. */
+  run<T>(body: () => T): T {
     const scope = this.open();
     try {
       const result = body();
@@ -50,7 +47,7 @@ export class ScopeStack {
     const made = new Set<Tensor>();
     stack.push(made);
     return {
-      keep(value: Surviving): void {
+      keep(value: unknown): void {
         const outer = stack[stack.indexOf(made) - 1];
         for (const tensor of tensorsIn(value)) {
           if (made.delete(tensor)) outer?.add(tensor);
@@ -72,8 +69,8 @@ export class ScopeStack {
 
 /** An open scope. */
 export interface Scope extends Disposable {
-  /** Moves the tensors in `value` to the surrounding scope. */
-  keep(value: Surviving): void;
+  /** Moves the tensors in `value`, also inside arrays and plain objects, to the outer scope. */
+  keep(value: unknown): void;
 }
 
 function* tensorsIn(value: unknown): Generator<Tensor> {

@@ -14,11 +14,13 @@ import { inferShape, type Shape, sizeOf } from "./shape.ts";
 
 /** A GPU buffer that one or more tensors look into. */
 export interface Storage {
+  /** Where it lies. */
   readonly buffer: GPUBuffer;
   /** Bytes that hold elements; the buffer may be larger. */
   readonly bytes: number;
   /** Tensors and plans that hold it. At zero the buffer goes back to where it came from. */
   references: number;
+  /** Takes the buffer after the last holder. */
   readonly release: (buffer: GPUBuffer) => void;
 }
 
@@ -110,7 +112,11 @@ export class Tensor implements Disposable {
     this.dispose();
   }
 
-  /** @throws {GpuError} if the tensor was disposed of. */
+  /**
+   * Checks that the tensor can still be used by `op`.
+   *
+   * @throws {GpuError} if it was disposed of.
+   */
   checkAlive(op: string): void {
     if (!this.#disposed) return;
     throw new GpuError(

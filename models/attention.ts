@@ -17,7 +17,9 @@ import type { Weights } from "./weights.ts";
 
 /** Keys and values of one attention layer, `[B, C, N]` each. */
 export interface KeyValue {
+  /** What queries are compared with. */
   readonly key: Tensor;
+  /** What is mixed. */
   readonly value: Tensor;
 }
 

@@ -12,20 +12,29 @@ export type Json = Readonly<Record<string, unknown>>;
 
 /** Configuration of a {@link UNet2DConditionModel}, as far as SD 1.x varies it. */
 export interface UNetConfig {
+  /** Channels of the input. */
   readonly inChannels: number;
+  /** Channels of the output. */
   readonly outChannels: number;
+  /** Width of each stage, from the finest. */
   readonly blockOutChannels: readonly number[];
+  /** ResNet blocks of a stage on the way down. */
   readonly layersPerBlock: number;
+  /** Width of the text. */
   readonly crossAttentionDim: number;
   /** Heads of each block: what SD 1.x files call `attention_head_dim`. */
   readonly heads: readonly number[];
+  /** Groups of every group norm. */
   readonly normNumGroups: number;
+  /** Added to the variance in ResNet blocks. */
   readonly normEps: number;
   /** Whether each block on the way down has attention. */
   readonly downAttention: readonly boolean[];
   /** Whether each block on the way up has attention. */
   readonly upAttention: readonly boolean[];
+  /** Whether the time embedding begins with its cosines. */
   readonly flipSinToCos: boolean;
+  /** Taken off the number of frequencies of the time embedding. */
   readonly freqShift: number;
   /** Side of the latents that the model was trained with. */
   readonly sampleSize: number;
@@ -33,11 +42,17 @@ export interface UNetConfig {
 
 /** Configuration of an {@link AutoencoderKL}. */
 export interface VaeConfig {
+  /** Channels of the input. */
   readonly inChannels: number;
+  /** Channels of the output. */
   readonly outChannels: number;
+  /** Channels of latents. */
   readonly latentChannels: number;
+  /** Width of each stage, from the finest. */
   readonly blockOutChannels: readonly number[];
+  /** ResNet blocks of a stage on the way down. */
   readonly layersPerBlock: number;
+  /** Groups of every group norm. */
   readonly normNumGroups: number;
   /** Latents of the diffusion model are this many times the encoder's. */
   readonly scalingFactor: number;
@@ -45,15 +60,25 @@ export interface VaeConfig {
 
 /** Configuration of a {@link ClipTextModel}. */
 export interface ClipTextConfig {
+  /** Token ids. */
   readonly vocabSize: number;
+  /** Width of a token. */
   readonly hiddenSize: number;
+  /** Width inside the feed-forward layers. */
   readonly intermediateSize: number;
+  /** Transformer layers. */
   readonly numHiddenLayers: number;
+  /** Attention heads. */
   readonly numAttentionHeads: number;
+  /** Most tokens of a prompt. */
   readonly maxPositionEmbeddings: number;
+  /** Activation of the feed-forward layers. */
   readonly hiddenAct: "quick_gelu" | "gelu";
+  /** Added to the variance. */
   readonly layerNormEps: number;
+  /** End token. */
   readonly eosTokenId: number;
+  /** Width of the projected text. */
   readonly projectionDim: number;
 }
 
@@ -69,6 +94,7 @@ export interface ModelDefaults {
   readonly motionY: number;
   /** T0 and T1 of Text2Video-Zero, as fractions of the steps. */
   readonly t0: number;
+  /** T1 likewise. */
   readonly t1: number;
 }
 

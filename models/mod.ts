@@ -1,11 +1,38 @@
 /**
- * The models of Stable Diffusion 1.x.
+ * The models of Stable Diffusion 1.x, and how they are found and loaded.
  *
  * @module
  */
 
+export {
+  disposeCache,
+  type FrameAttention,
+  type KeyValue,
+  type KeyValueCache,
+} from "./attention.ts";
+export type { AttentionMode } from "../kernels/mod.ts";
+export { type Location, openWeights, readJson } from "./checkpoint.ts";
 export { ClipTextModel, type ClipTextOutput } from "./clip_text.ts";
-export { ClipTokenizer, type TokenizedPrompt } from "./clip_tokenizer.ts";
-export { UNet2DConditionModel, type UNetOptions } from "./unet.ts";
-export { AutoencoderKL, type LatentDistribution } from "./vae.ts";
+export {
+  ClipTokenizer,
+  type ClipTokenizerConfig,
+  type ClipTokenizerFiles,
+  type SpecialToken,
+  type TextCleanup,
+  type TokenizedPrompt,
+} from "./clip_tokenizer.ts";
+export {
+  type ClipTextConfig,
+  clipTextConfig,
+  type Json,
+  type ModelDefaults,
+  type UNetConfig,
+  unetConfig,
+  type VaeConfig,
+  vaeConfig,
+} from "./config.ts";
+export { ldmToDiffusers, type StoredName } from "./ldm_names.ts";
 export { BUILT_IN, type LoadOptions, StableDiffusion } from "./stable_diffusion.ts";
+export { type ControlResiduals, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
+export { AutoencoderKL, type LatentDistribution } from "./vae.ts";
+export type { Observer, WeightSource } from "./weights.ts";

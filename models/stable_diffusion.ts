@@ -45,10 +45,15 @@ export const BUILT_IN: URL = new URL("./tiny-shapes/", import.meta.url);
 
 /** The parts of a Stable Diffusion 1.x checkpoint, ready to run. */
 export class StableDiffusion {
+  /** Device that it lives on. */
   readonly device: Device;
+  /** From text to token ids. */
   readonly tokenizer: ClipTokenizer;
+  /** From token ids to what the UNet is conditioned on. */
   readonly textEncoder: ClipTextModel;
+  /** The denoiser. */
   readonly unet: UNet2DConditionModel;
+  /** Between latents and pictures. */
   readonly vae: AutoencoderKL;
   /** The content of `scheduler/scheduler_config.json`. */
   readonly schedulerConfig: Json;

@@ -27,7 +27,9 @@ import { type Observer, Weights, type WeightSource } from "./weights.ts";
 
 /** What ControlNets add to a UNet: to each skip connection, and to the middle. */
 export interface ControlResiduals {
+  /** One for each skip connection, in the order in which the way down makes them. */
   readonly down: readonly Tensor[];
+  /** For the output of the middle. */
   readonly mid: Tensor;
 }
 

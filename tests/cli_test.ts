@@ -104,6 +104,7 @@ test("bad usage is refused in one line with exit code 2, before anything is open
     [[PROMPT, "-o", `${target}.avi`], /written as \.mp4, \.webm, \.gif/],
     [[PROMPT, "-o", "sheet:a.jpg"], /a contact sheet is a PNG picture/],
     [["image", PROMPT, "--frames", "2"], /unknown option '--frames'/],
+    [["--gpu", "dawn", "info"], /"info" is a command and must come first/],
     [["models", "paint"], /unknown command 'paint'/],
   ];
   for (const [args, message] of cases) await refused(args, 2, message);

@@ -6,6 +6,7 @@
 
 import { Command, CommanderError, Option } from "commander";
 import process from "node:process";
+import type { GpuChoice } from "../core/runtime.ts";
 import { info, inspect, listModels } from "./cli/describe.ts";
 import { generate } from "./cli/generate.ts";
 import { type CommandIo, Interrupted } from "./cli/io.ts";
@@ -21,10 +22,10 @@ import { UsageError } from "./cli/request.ts";
 const DONE = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130;
 
 /** Programs of their own with their own options; loaded only when they are called for. */
-const PROGRAMS: Readonly<Record<string, () => Promise<{ main: Main }>>> = {
-  parity: () => import("../bench/parity.ts"),
-  bench: () => import("../bench/kernels.ts"),
-};
+const PROGRAMS: ReadonlyMap<string, () => Promise<{ main: Main }>> = new Map([
+  ["parity", () => import("../bench/parity.ts")],
+  ["bench", () => import("../bench/kernels.ts")],
+]);
 
 type Main = (args: string[]) => Promise<number>;
 
@@ -36,8 +37,8 @@ type Main = (args: string[]) => Promise<number>;
  */
 export async function main(args: string[], io: CommandIo): Promise<number> {
   try {
-    const program = PROGRAMS[args[0]];
-    if (program) return await (await program()).main(args.slice(1));
+    const other = PROGRAMS.get(args[0]);
+    if (other) return await Promise.race([(await other()).main(args.slice(1)), aborted(io.signal)]);
     await commands(io).parseAsync(args, { from: "user" });
     return DONE;
   } catch (error) {
@@ -49,6 +50,13 @@ export async function main(args: string[], io: CommandIo): Promise<number> {
     io.stderr(`framezero: ${trace ?? (shown instanceof Error ? shown.message : String(shown))}\n`);
     return interrupted ? INTERRUPTED : error instanceof UsageError ? USAGE : FAILED;
   }
+}
+
+/** Rejects when `signal` aborts: ends what does not heed it. */
+function aborted(signal: AbortSignal): Promise<never> {
+  return new Promise((_, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason));
+  });
 }
 
 function commands(io: CommandIo): Command {
@@ -69,9 +77,17 @@ function commands(io: CommandIo): Command {
   const video = addVideoOptions(program.command("video", { isDefault: true }))
     .description("make a video (the default)")
     .argument("[prompt]", "what to show")
-    .action((prompt: string | undefined, flags: GenerateFlags) =>
-      generate("video", prompt, flags, io)
-    );
+    .action((prompt: string | undefined, flags: GenerateFlags) => {
+      // Such as `--gpu dawn info`: whoever types that does not want a video of "info".
+      if (
+        program.args[0] !== "video" && program.commands.some((other) => other.name() === prompt)
+      ) {
+        throw new UsageError(
+          `"${prompt}" is a command and must come first; as a prompt: framezero video "${prompt}"`,
+        );
+      }
+      return generate("video", prompt, flags, io);
+    });
   addImageOptions(program.command("image"))
     .description("make one picture")
     .argument("[prompt]", "what to show")
@@ -88,7 +104,7 @@ function commands(io: CommandIo): Command {
   program.command("info").description("runtime, adapter, features, limits")
     .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
     .option("--json", "print one JSON object")
-    .action((flags) => info(flags, io));
+    .action((flags: { gpu: GpuChoice; json?: boolean }) => info(flags, io));
   program.command("parity").description("compare with reference files");
   program.command("bench").description("measure the kernels");
   return program.addHelpText("after", () => `\n${video.helpInformation()}`);

@@ -15,8 +15,9 @@ import type { Frame } from "./frame.ts";
 export interface ClipStep {
   /** Which part of the method it belongs to. */
   readonly phase: "anchor" | "frames";
-  /** Steps made so far, and steps in all. */
+  /** Steps made so far, this one included. */
   readonly step: number;
+  /** Steps in all. */
   readonly total: number;
   /** Training timestep that the model saw. */
   readonly timestep: number;
@@ -28,7 +29,9 @@ export interface ClipStep {
 
 /** Pictures in the making. */
 export interface Clip extends AsyncIterable<Frame>, Disposable {
+  /** Pixels in a row. */
   readonly width: number;
+  /** Rows of pixels. */
   readonly height: number;
   /** Frame numbers, which decide motion and noise. */
   readonly frameIds: readonly number[];

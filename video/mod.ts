@@ -5,6 +5,17 @@
  */
 
 export type { Clip, ClipStep } from "./clip.ts";
+export type { SheetOptions } from "./contact_sheet.ts";
+export type { Frame } from "./frame.ts";
+export type { GenerationOptions } from "./generation.ts";
+export type { VideoQuality } from "./mp4.ts";
 export { textToImage, type TextToImageOptions } from "./text_to_image.ts";
-export { textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";
-export { readSettings, writeVideo, writeVideos } from "./writer.ts";
+export { type Intermediate, textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";
+export {
+  type Frames,
+  readSettings,
+  type WriteOptions,
+  writeVideo,
+  writeVideos,
+  type WrittenVideo,
+} from "./writer.ts";

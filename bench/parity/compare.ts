@@ -35,9 +35,9 @@ export interface Tolerance {
  *   are f32.
  */
 export const HALF = {
-  op: { scale: 4e-3, rtol: 4e-3, usual: 2e-4 },
+  op: { scale: 2e-3, rtol: 2e-3, usual: 2e-4 },
   model: { rel_l2: 2e-2 },
-  pipeline: { rel_l2: 5e-2, mae: 1e-2 },
+  pipeline: { rel_l2: 4e-2, mae: 1e-2 },
 } as const;
 
 const LARGEST_HALF = 65504;

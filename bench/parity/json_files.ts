@@ -14,6 +14,7 @@ import {
   type Device,
   Generator,
   InputError,
+  ldmToDiffusers,
   ops,
   type Scheduler,
   type SchedulerConfig,
@@ -36,13 +37,13 @@ function casesOf(content: Params, path: string): Case[] | null {
   if (Array.isArray(content.prompts) && content.prompts.every(isRecord)) {
     return promptCases(content.prompts, path);
   }
+  if (isRecord(content.prefixes)) return [ldmCase(content)];
   const kind = UNSUPPORTED.find(({ keys }) => keys.every((key) => key in content));
   return kind ? [unsupported(kind.op, kind.what)] : null;
 }
 
 /** Files that are known, but that nothing here can be compared with yet. */
 const UNSUPPORTED = [
-  { op: "ldm_keys", keys: ["prefixes", "counts", "unet"], what: "single-file checkpoints" },
   { op: "state_dicts", keys: ["parameters", "counts", "unet"], what: "full-size weights" },
   { op: "weights_crc32", keys: ["note", "unet", "vae", "text_encoder"], what: "full-size weights" },
   { op: "recipe", keys: ["unet/conv_in.weight"], what: "full-size weights" },
@@ -73,6 +74,21 @@ function fixedCase(
 
 const floats = (data: readonly number[]): Wanted => ({ data, integer: false });
 const integers = (data: readonly number[]): Wanted => ({ data, integer: true });
+
+/** Counts, part by part, the names of a single-file checkpoint that are translated rightly. */
+function ldmCase(content: Params): Case {
+  const parts = Object.keys(record(content, "prefixes"));
+  const counts = parts.map((part) => list(content, part).length);
+  return fixedCase("ldm_keys", "ldm_keys", { translated: integers(counts) }, {}, () => {
+    const right = parts.map((part) =>
+      list(content, part).filter((row) => {
+        const found = ldmToDiffusers(text(row, "ldm"));
+        return found?.part === part && found.name === text(row, "diffusers");
+      }).length
+    );
+    return Promise.resolve({ translated: right });
+  });
+}
 
 /** `…/test_scheduler_ddim.py::test_variance` without the folders. */
 function nameOf(item: Params): string {

@@ -86,9 +86,10 @@ async function take(x: Tensor): Promise<Values> {
 }
 
 /** The states of `places`, in order, as one output. */
-function picked(states: readonly Values[], places: readonly number[]): Values {
-  const shape = [places.length, ...(states[0]?.shape ?? [])];
-  return { data: places.flatMap((i) => Array.from(states[i]?.data ?? [])), shape };
+function picked(states: ReadonlyMap<number, Values>, places: readonly number[]): Values {
+  const found = places.flatMap((place) => states.get(place) ?? []);
+  const shape = [found.length, ...(found[0]?.shape ?? [])];
+  return { data: found.flatMap(({ data }) => Array.from(data)), shape };
 }
 
 async function trajectory(test: StoredCase, device: Device): Promise<Outputs> {
@@ -105,11 +106,12 @@ async function trajectory(test: StoredCase, device: Device): Promise<Outputs> {
   };
   const sigma = scheduler.initNoiseSigma;
   let x = device.tensor(Array.from(start.data, (value) => value * sigma), start.shape);
-  const states: Values[] = [];
+  const places = numbers(p, "trajectory_indices");
+  const states = new Map<number, Values>();
   let first: Values | null = null;
   for (const [i, t] of scheduler.timesteps.entries()) {
     const { previous, original } = step(scheduler, x, t, options);
-    states.push({ data: await previous.data(), shape: previous.shape });
+    if (places.includes(i)) states.set(i, { data: await previous.data(), shape: previous.shape });
     if (i === 0 && original) first = { data: await original.data(), shape: original.shape };
     if (original !== previous) original?.dispose();
     x.dispose();
@@ -120,7 +122,7 @@ async function trajectory(test: StoredCase, device: Device): Promise<Outputs> {
   return {
     timesteps: scheduler.timesteps,
     ...("sigmas" in scheduler ? { sigmas: scheduler.sigmas as readonly number[] } : {}),
-    trajectory: picked(states, numbers(p, "trajectory_indices")),
+    trajectory: picked(states, places),
     final,
     ...(first ? { pred_x0_first: first } : {}),
   };
@@ -162,14 +164,14 @@ async function inversion(test: StoredCase, device: Device): Promise<Outputs> {
   scheduler.setTimesteps(number(p, "num_inference_steps"));
   const start = await readInput(test, "start");
   let x = device.tensor(start.data, start.shape);
-  const states: Values[] = [];
-  for (const t of scheduler.timesteps.toReversed()) {
+  const places = p.trajectory_indices ? numbers(p, "trajectory_indices") : INVERSION_PLACES;
+  const states = new Map<number, Values>();
+  for (const [i, t] of scheduler.timesteps.toReversed().entries()) {
     const next = device.scope(() => scheduler.invertStep(fakeModel(x, t), t, x).prevSample);
-    states.push({ data: await next.data(), shape: next.shape });
+    if (places.includes(i)) states.set(i, { data: await next.data(), shape: next.shape });
     x.dispose();
     x = next;
   }
   x.dispose();
-  const places = p.trajectory_indices ? numbers(p, "trajectory_indices") : INVERSION_PLACES;
   return { trajectory: picked(states, places) };
 }

@@ -16,6 +16,7 @@ import {
   readModelIndex,
 } from "../../models/checkpoint.ts";
 import { clipTextConfig, type Json, unetConfig, vaeConfig } from "../../models/config.ts";
+import { ldmToDiffusers } from "../../models/ldm_names.ts";
 import { BUILT_IN } from "../../models/stable_diffusion.ts";
 import { disk } from "../output_file.ts";
 import { formatBytes } from "../progress.ts";
@@ -111,7 +112,10 @@ export async function inspect(path: string | undefined, io: CommandIo): Promise<
 async function inspectFile(path: string): Promise<[string, string][]> {
   const file = await openSafetensors(path);
   try {
+    const parts = Map.groupBy(file.tensors.keys(), (key) => ldmToDiffusers(key)?.part ?? "other");
+    const names = [...parts].map(([part, keys]) => `${part} ${keys.length}`).join(", ");
     return [
+      ...(parts.size > 1 ? [["single-file checkpoint", names] as [string, string]] : []),
       ["tensors", String(file.tensors.size)],
       ...summary([...file.tensors.values()]),
       ...Object.entries(file.metadata).map(([key, value]): [string, string] => [

@@ -154,7 +154,8 @@ async function make(
 
 function describe({ frameIds, width, height, settings }: Clip): string {
   const count = frameIds.length === 1 ? "1 frame" : `${frameIds.length} frames`;
-  return `${count} of ${width}x${height}, ${settings.steps} steps, seed ${settings.seed}`;
+  const steps = settings.steps === 1 ? "1 step" : `${settings.steps} steps`;
+  return `${count} of ${width}x${height}, ${steps}, seed ${settings.seed}`;
 }
 
 /** The frames of a clip, while progress and preview are shown. */
