@@ -1,6 +1,6 @@
 /**
- * How fast every kernel is: median and spread of several runs after warming up, operations and bytes
- * per second, and the share of what this adapter was measured to reach in the same run.
+ * How fast every kernel is: median and spread of several runs after warming up, operations and
+ * bytes per second, and the share of what this adapter was measured to reach in the same run.
  *
  * ```sh
  * deno run -A bench/kernels.ts --quick

@@ -6,8 +6,8 @@
  * deno run -A bench/parity.ts tests/golden --filter 'ops.safetensors:conv2d'
  * ```
  *
- * Prints one line a case, then `N passed, M failed, K unsupported`. Exit code 1 if anything failed or
- * was unsupported, 2 if it was called wrongly.
+ * Prints one line a case, then `N passed, M failed, K unsupported`. Exit code 1 if anything failed
+ * or was unsupported, 2 if it was called wrongly.
  *
  * @module
  */

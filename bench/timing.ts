@@ -110,7 +110,7 @@ export function median(values: readonly number[]): number {
 
 /**
  * The time that an adapter with these peaks needs at least, in milliseconds: for the operations or
- * for the bytes, whichever takes longer (the roofline model, Williams, Waterman and Patterson 2009).
+ * for the bytes, whichever takes longer (roofline model: Williams, Waterman and Patterson 2009).
  */
 export function leastTime(
   { gigaflops, copies }: Peaks,

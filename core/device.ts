@@ -106,7 +106,10 @@ export class Device implements Disposable {
     const fail = (error: GpuError) => {
       this.#failure ??= error;
     };
-    this.#queue = new CommandQueue(gpu, fail);
+    // What the compiler says of a shader is worth more than the refusals that follow from it.
+    this.#queue = new CommandQueue(gpu, (error) => {
+      this.#failure = error;
+    });
     const host = {
       gpu,
       fail,

@@ -26,7 +26,7 @@ import {
 } from "../core/kernel.ts";
 import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { type Activation, gemm } from "./gemm.ts";
+import { type Activation, gemm, type GemmForm } from "./gemm.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
 
 /** Rows and columns of padding: on both sides, or on each side. */
@@ -44,6 +44,8 @@ interface Attributes {
   readonly padding: Padding;
   readonly groups: number;
   readonly activation: Activation;
+  /** Forces a form of the product, for tests. */
+  readonly form?: GemmForm;
 }
 
 interface Geometry {
@@ -170,6 +172,8 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
       kernel: [3, 3],
     }),
     convCase([2, 48, 4, 4], [432, 96], { padding: 1, kernel: [3, 3], epilogue: true }),
+    convCase([2, 48, 4, 4], [432, 96], { padding: 1, kernel: [3, 3], epilogue: true }, "tiles"),
+    convCase([1, 16, 15, 13], [24, 16, 3, 3], { padding: 1, stride: 2 }, "tiles"),
     convCase([1, 8, 13, 13], [8, 8, 3, 3], { padding: 2, dilation: 2 }),
     convCase([2, 16, 9, 9], [32, 4, 3, 3], { padding: 1, groups: 4, epilogue: true }),
     convCase([1, 12, 9, 7], [12, 1, 3, 3], { padding: 1, groups: 12 }),
@@ -183,8 +187,9 @@ function convCase(
   x: Shape,
   weight: Shape,
   { epilogue = false, ...options }: Conv2dOptions & { epilogue?: boolean },
+  form?: GemmForm,
 ) {
-  const attributes = attributesOf(weight, options);
+  const attributes = { ...attributesOf(weight, options), form };
   const { B, O, outH, outW } = geometry(x, weight, attributes);
   const extras = epilogue ? [[O], [B, O], [B, O, outH, outW]] : [null, null, null];
   return { shapes: [x, weight, ...extras], attributes };
@@ -240,6 +245,7 @@ function multiply(
     firstMatrix: image,
     residual,
     activation: attributes.activation,
+    form: attributes.form,
   });
 }
 

@@ -13,6 +13,9 @@
 import { type Binding, type Launch, type Param, scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 
+/** How a product is computed; which one an adapter gets is decided here, tests may force either. */
+export type GemmForm = "registers" | "tiles";
+
 /** What happens to a sum before it is stored. */
 export type Activation = "none" | "silu";
 
@@ -53,6 +56,8 @@ export interface Gemm {
   /** Laid out as the output, added. */
   readonly residual: Tensor | null;
   readonly activation: Activation;
+  /** Default: what suits the adapter. */
+  readonly form?: GemmForm;
 }
 
 /** Shape of the register block of one lane, and what the 8 lanes are spread over. */
@@ -123,7 +128,8 @@ export function gemm(launch: Pick<Launch<unknown>, "device" | "dispatch">, produ
   };
   const shared = { read, write: { out: bindOut(out.tensor) }, params };
   const name = Object.values(text).join(",");
-  if (launch.device.info.software) {
+  const form = product.form ?? (launch.device.info.software ? "registers" : "tiles");
+  if (form === "registers") {
     const block = blockFor(M, N, vectorA && vectorB);
     const byRows = block.lanes === "rows";
     launch.dispatch({

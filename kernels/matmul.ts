@@ -18,7 +18,7 @@ import {
   sizeOf,
 } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { type Activation, gemm } from "./gemm.ts";
+import { type Activation, gemm, type GemmForm } from "./gemm.ts";
 
 interface Attributes {
   /** `a` is stored `[…, K, M]`. */
@@ -28,6 +28,8 @@ interface Attributes {
   /** What `bias` runs along: `"row"` has M elements, `"column"` N. */
   readonly biasAxis: "row" | "column";
   readonly activation: Activation;
+  /** Forces a form, for tests. */
+  readonly form?: GemmForm;
 }
 
 const PLAIN: Attributes = {
@@ -123,7 +125,7 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
           `than four ways; broadcast one of them first`,
       );
     }
-    const { transposeA, transposeB, biasAxis, activation } = attributes;
+    const { transposeA, transposeB, biasAxis, activation, form } = attributes;
     gemm({ device, dispatch }, {
       a: {
         tensor: a,
@@ -150,6 +152,7 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
       firstMatrix: 0,
       residual,
       activation,
+      form,
     });
   },
   flops([a], { shape }, { transposeA }) {
@@ -204,7 +207,12 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
       attributes: { ...PLAIN, transposeB: true, biasAxis: "column", activation: "silu" },
     },
     { shapes: [[130, 70], [70, 130], null, null], attributes: { ...PLAIN, activation: "silu" } },
-  ],
+  ].flatMap(({ shapes, attributes }) =>
+    (["registers", "tiles"] as const).map((form) => ({
+      shapes,
+      attributes: { ...attributes, form } as Attributes,
+    }))
+  ),
 });
 
 /** Weights may be of another type than activations: the result is stored as the activations are. */

@@ -31,6 +31,7 @@ import {
   type Sampler,
   schedulerFor,
   settle,
+  type Settled,
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
@@ -54,7 +55,7 @@ export interface TextToVideoOptions extends GenerationOptions {
   crossFrame?: boolean;
   /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
   motion?: boolean;
-  /** Frames computed at once: more is faster on large GPUs and takes more memory. Default 4. */
+  /** Frames computed at once: more take more memory. Default: up to 4, as many as can be bound. */
   group?: number;
   /**
    * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
@@ -121,7 +122,11 @@ export function textToVideo(
     x: checkNumber("motionFieldStrengthX", options.motionFieldStrengthX ?? defaults.motionX),
     y: checkNumber("motionFieldStrengthY", options.motionFieldStrengthY ?? defaults.motionY),
   };
-  const group = checkNumber("group", options.group ?? 4, { least: 1, whole: true });
+  const group = checkNumber(
+    "group",
+    options.group ?? groupThatFits(sd, settled),
+    { least: 1, whole: true },
+  );
   const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
   const { width, height, guidanceScale, eta, seed } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor];
@@ -294,6 +299,16 @@ function segments(timesteps: readonly number[], t0: number, t1: number): Segment
     t1ToT0: timesteps.slice(atT1, atT0),
     fromT1: timesteps.slice(atT1),
   };
+}
+
+/** Frames whose widest activation, the 8·C channels of GEGLU, stays within one binding. */
+function groupThatFits({ device, factor, unet }: StableDiffusion, settled: Settled): number {
+  const cells = (settled.width / factor) * (settled.height / factor);
+  const rows = GuidedUNet.needsNegative(settled.guidanceScale) ? 2 : 1;
+  const bytes = unet.dtype === "f16" ? 2 : 4;
+  const perFrame = rows * 8 * unet.config.blockOutChannels[0] * cells * bytes;
+  const most = Math.floor(device.gpu.limits.maxStorageBufferBindingSize / perFrame);
+  return Math.max(1, Math.min(4, most));
 }
 
 function framesFrom({ frames, frameIds }: TextToVideoOptions): readonly number[] {

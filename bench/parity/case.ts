@@ -10,7 +10,9 @@ import type { ModelCache } from "./model_cache.ts";
 
 /** Numbers of one output on the host. Without a shape only their count is compared. */
 export interface Values {
+  /** Elements, row-major. */
   readonly data: ArrayLike<number>;
+  /** Extents, outermost first. */
   readonly shape?: Shape;
 }
 
@@ -34,6 +36,7 @@ export type Family = "op" | "model" | "pipeline" | "host";
 
 /** With what a case is run. */
 export interface Setting {
+  /** Where it is computed. */
   readonly device: Device;
   /** Type of weights and activations. */
   readonly dtype: FloatType;
@@ -45,25 +48,36 @@ export interface Setting {
 
 /** One case, ready to run. */
 export interface Case {
+  /** Name, unique in its file. */
   readonly name: string;
+  /** What is computed. */
   readonly op: string;
+  /** What half precision touches. */
   readonly family: Family;
   /** Roles that the run must produce. Stored roles that it produces besides are compared too. */
   readonly outputs: readonly string[];
+  /** How far outputs may be off. */
   readonly tolerance: Tolerance;
   /** The reference's values of a role, or `null` if none are stored. */
   want(role: string): Promise<Wanted | null>;
-  /** @throws {Unsupported} if this build cannot run the case. */
+  /**
+   * Computes the outputs, which are the caller's.
+   *
+   * @throws {Unsupported} if framezero cannot run the case.
+   */
   run(setting: Setting): Promise<Outputs>;
 }
 
 /** The cases of one file. */
 export interface CaseFile {
+  /** All of them, in the order of the file. */
   readonly cases: readonly Case[];
+  /** Closes the file. */
   close(): Promise<void>;
 }
 
 /** Thrown by a case that asks for something that framezero does not have. */
 export class Unsupported extends Error {
+  /** Name of the class. */
   override readonly name = "Unsupported";
 }

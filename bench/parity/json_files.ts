@@ -215,8 +215,8 @@ function philoxCase(item: Params): Case {
 
 /**
  * Prompts with the ids that OpenAI's tokenizer gives (`openai`), transformers' without ftfy
- * (`hf_basic`, where it differs), or the whole 77 ids (`input_ids`, as transformers). Other variants
- * of transformers are not imitated.
+ * (`hf_basic`, where it differs), or the whole 77 ids (`input_ids`, as transformers). Other
+ * variants of transformers are not imitated.
  */
 function promptCases(prompts: readonly Params[], path: string): Case[] {
   const folder = dirname(path);

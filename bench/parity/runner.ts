@@ -25,17 +25,23 @@ import { openCases } from "./registry.ts";
 export interface CaseResult {
   /** The file, relative to the path given. */
   readonly file: string;
+  /** The case. */
   readonly name: string;
+  /** What it computes. */
   readonly op: string;
+  /** Whether it passed. */
   readonly status: "ok" | "FAIL" | "unsupported";
+  /** How each output compares. */
   readonly comparisons: readonly Comparison[];
   /** Why it failed as a whole, or what is not supported. */
   readonly message: string | null;
+  /** How long it took. */
   readonly seconds: number;
 }
 
 /** What to run, and how. */
 export interface RunOptions {
+  /** Where it is computed. */
   readonly device: Device;
   /** Default `"f32"`. */
   readonly dtype?: FloatType;

@@ -16,11 +16,17 @@ const INTEGERS = /^([IU]\d+|BOOL)$/;
 
 /** A case as it is stored. */
 export interface StoredCase {
+  /** Name, unique in its file. */
   readonly name: string;
+  /** What is computed. */
   readonly op: string;
+  /** Settings of the operation. */
   readonly params: Params;
+  /** Roles of the tensors that go in. */
   readonly inputs: readonly string[];
+  /** Roles of the tensors that must come out. */
   readonly outputs: readonly string[];
+  /** How far these may be off. */
   readonly tolerance: Tolerance;
   /** The file that holds it. */
   readonly file: SafetensorsFile;
@@ -64,9 +70,11 @@ export async function readTensor(file: SafetensorsFile, name: string): Promise<W
   return { data, shape, integer: false };
 }
 
-/** Numbers on the host, with their shape and whether they are integers. */
+/** An input on the host. */
 export interface Input {
+  /** Elements, row-major; integers as `Int32Array`. */
   readonly data: Float32Array<ArrayBuffer> | Int32Array<ArrayBuffer>;
+  /** Extents, outermost first. */
   readonly shape: Shape;
 }
 
