@@ -3,10 +3,11 @@
  * `y[b, o, i, j] = bias[o] + Σ x[b, c, i·s + u·d − p, j·s + v·d − p] · w[o, c, u, v]`, NCHW, with
  * stride, symmetric or one-sided padding, dilation and groups.
  *
- * A 1×1 convolution is a matrix product on the pixels. Otherwise patches of the input are gathered
- * into a `[C·kh·kw, pixels]` matrix (im2col), a bounded piece at a time, and multiplied by the
- * weights: channel-major tensors make both operands of that product contiguous. With groups every
- * output is summed directly.
+ * A 1×1 convolution is a matrix product on the pixels. Software adapters do 3×3 convolutions by
+ * Winograd's method where it fits. Otherwise patches of the input are gathered into a
+ * `[C·kh·kw, pixels]` matrix (im2col), a bounded piece at a time, and multiplied by the weights:
+ * channel-major tensors make both operands of that product contiguous. With groups every output is
+ * summed directly.
  *
  * Source: `torch.nn.functional.conv2d`.
  *
@@ -27,6 +28,7 @@ import {
 import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { type Activation, gemm, type GemmForm } from "./gemm.ts";
+import { winograd, winogradFits } from "./winograd.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
 
 /** Rows and columns of padding: on both sides, or on each side. */
@@ -119,6 +121,11 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
       const pixels = shape.outH * shape.outW;
       const patches = { tensor: x, columns: pixels };
       multiply(launch, shape, patches, { image: 0, images: shape.B, row: 0, rows: shape.outH });
+    } else if (takesWinograd(launch)) {
+      const [, , bias, embedding, residual] = launch.inputs;
+      const { output, attributes: { activation } } = launch;
+      const extras = { bias, embedding, residual, output, activation };
+      winograd(launch, { x, weight, ...extras, top, left });
     } else {
       gathered(launch, shape);
     }
@@ -174,6 +181,14 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
     convCase([2, 48, 4, 4], [432, 96], { padding: 1, kernel: [3, 3], epilogue: true }),
     convCase([2, 48, 4, 4], [432, 96], { padding: 1, kernel: [3, 3], epilogue: true }, "tiles"),
     convCase([1, 16, 15, 13], [24, 16, 3, 3], { padding: 1, stride: 2 }, "tiles"),
+    // Winograd on software adapters.
+    convCase([2, 16, 16, 16], [144, 24], { padding: 1, kernel: [3, 3], epilogue: true }),
+    convCase([1, 9, 19, 24], [81, 8], { padding: 1, kernel: [3, 3], activation: "silu" }),
+    convCase([3, 8, 12, 18], [72, 12], { kernel: [3, 3], epilogue: true }),
+    convCase([1, 8, 32, 15], [72, 8], {
+      padding: { top: 0, bottom: 2, left: 1, right: 2 },
+      kernel: [3, 3],
+    }),
     convCase([1, 8, 13, 13], [8, 8, 3, 3], { padding: 2, dilation: 2 }),
     convCase([2, 16, 9, 9], [32, 4, 3, 3], { padding: 1, groups: 4, epilogue: true }),
     convCase([1, 12, 9, 7], [12, 1, 3, 3], { padding: 1, groups: 12 }),
@@ -193,6 +208,15 @@ function convCase(
   const { B, O, outH, outW } = geometry(x, weight, attributes);
   const extras = epilogue ? [[O], [B, O], [B, O, outH, outW]] : [null, null, null];
   return { shapes: [x, weight, ...extras], attributes };
+}
+
+/** Software adapters save multiplications; others are faster without the detour. */
+function takesWinograd({ device, inputs, output, attributes }: Launch<Attributes>): boolean {
+  const [x, weight] = inputs as [Tensor, Tensor];
+  const { kernel, stride, dilation, form } = attributes;
+  const plain = [...stride, ...dilation].every((n) => n === 1) && kernel.every((n) => n === 3);
+  return device.info.software && !form && plain && weight.shape.length === 2 &&
+    winogradFits(x.shape, output.shape);
 }
 
 /** The piece of the output that one product fills. */
