@@ -149,7 +149,7 @@ async function bench(args: string[]): Promise<number> {
     }
     return 0;
   } finally {
-    device.dispose();
+    await device.close();
   }
 }
 

@@ -143,7 +143,7 @@ async function bench(args: string[]): Promise<number> {
   try {
     results = await timeSuites(device, suites, { dtype, runs, allCases: !quick });
   } finally {
-    device.dispose();
+    await device.close();
   }
   if (options.json) await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
   if (options.markdown) await writeFile(options.markdown, markdown(results, suites));

@@ -94,7 +94,7 @@ export async function main(
     log(error.message);
     return 2;
   } finally {
-    device.dispose();
+    await device.close();
   }
 }
 

@@ -5,8 +5,6 @@
  * @module
  */
 
-import type { Device } from "../core/device.ts";
-import type { DType } from "../core/dtype.ts";
 import { InputError, ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import {
@@ -24,7 +22,7 @@ import {
 } from "../kernels/mod.ts";
 import type { ClipTextConfig } from "./config.ts";
 import { linear, tokenNorm } from "./layers.ts";
-import { Weights, type WeightSource } from "./weights.ts";
+import { loadModel, type ModelOptions, type Weights, type WeightSource } from "./weights.ts";
 
 /** What the encoder makes of token ids; all in f32, tokens along axis 1. */
 export interface ClipTextOutput {
@@ -57,20 +55,12 @@ export class ClipTextModel {
    *
    * @throws {WeightError} if tensors are missing, superfluous or of another shape.
    */
-  static async load(
+  static load(
     source: WeightSource,
     config: ClipTextConfig,
-    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+    options: ModelOptions,
   ): Promise<ClipTextModel> {
-    const weights = Weights.of(device, source, dtype);
-    try {
-      const model = new ClipTextModel(weights, config);
-      await weights.load();
-      return model;
-    } catch (error) {
-      weights.dispose();
-      throw error;
-    }
+    return loadModel(source, options, (weights) => new ClipTextModel(weights, config));
   }
 
   /**

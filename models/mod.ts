@@ -35,4 +35,4 @@ export { ldmToDiffusers, type StoredName } from "./ldm_names.ts";
 export { BUILT_IN, type LoadOptions, StableDiffusion } from "./stable_diffusion.ts";
 export { type ControlResiduals, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
 export { AutoencoderKL, type LatentDistribution } from "./vae.ts";
-export type { Observer, WeightSource } from "./weights.ts";
+export type { ModelOptions, Observer, WeightSource } from "./weights.ts";

@@ -43,6 +43,9 @@ export interface LoadOptions {
 /** Where the built-in model lies. */
 export const BUILT_IN: URL = new URL("./tiny-shapes/", import.meta.url);
 
+/** What settings of clips call the built-in model. */
+export const BUILT_IN_NAME = "built-in tiny-shapes";
+
 /** The parts of a Stable Diffusion 1.x checkpoint, ready to run. */
 export class StableDiffusion {
   /** Device that it lives on. */
@@ -163,7 +166,7 @@ export class StableDiffusion {
           vae,
           schedulerConfig,
           defaults: await readDefaults(location),
-          source: location === BUILT_IN ? "built-in tiny-shapes" : String(location),
+          source: location === BUILT_IN ? BUILT_IN_NAME : String(location),
         },
         !given,
       );
@@ -172,11 +175,6 @@ export class StableDiffusion {
       if (!given) device.dispose();
       throw error;
     }
-  }
-
-  /** Whether this is the small model that comes with framezero. */
-  get isBuiltIn(): boolean {
-    return this.source === "built-in tiny-shapes";
   }
 
   /** Pixels per latent cell along each side. */

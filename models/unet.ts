@@ -23,7 +23,13 @@ import { type FrameAttention, type KeyValueCache, SELF, type Transformer2D } fro
 import type { UNetConfig } from "./config.ts";
 import { conv, norm } from "./layers.ts";
 import { type BlockSettings, type Context, downBlock, midBlock, upBlock } from "./unet_blocks.ts";
-import { type Observer, Weights, type WeightSource } from "./weights.ts";
+import {
+  loadModel,
+  type ModelOptions,
+  type Observer,
+  type Weights,
+  type WeightSource,
+} from "./weights.ts";
 
 /** What ControlNets add to a UNet: to each skip connection, and to the middle. */
 export interface ControlResiduals {
@@ -93,20 +99,12 @@ export class UNet2DConditionModel {
    *
    * @throws {WeightError} if tensors are missing, superfluous or of another shape.
    */
-  static async load(
+  static load(
     source: WeightSource,
     config: UNetConfig,
-    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+    options: ModelOptions,
   ): Promise<UNet2DConditionModel> {
-    const weights = Weights.of(device, source, dtype);
-    try {
-      const model = new UNet2DConditionModel(weights, config);
-      await weights.load();
-      return model;
-    } catch (error) {
-      weights.dispose();
-      throw error;
-    }
+    return loadModel(source, options, (weights) => new UNet2DConditionModel(weights, config));
   }
 
   /** Type of weights and activations. */

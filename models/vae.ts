@@ -5,7 +5,6 @@
  * @module
  */
 
-import type { Device } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
 import { ShapeError } from "../core/errors.ts";
 import { formatShape } from "../core/shape.ts";
@@ -14,7 +13,13 @@ import { attention, cast, clamp, narrow } from "../kernels/mod.ts";
 import type { VaeConfig } from "./config.ts";
 import { conv, type Layer, linear, norm } from "./layers.ts";
 import { downsample, type ResnetBlock, resnetBlock, upsample } from "./unet_blocks.ts";
-import { type Observer, Weights, type WeightSource } from "./weights.ts";
+import {
+  loadModel,
+  type ModelOptions,
+  type Observer,
+  type Weights,
+  type WeightSource,
+} from "./weights.ts";
 
 const EPS = 1e-6;
 
@@ -48,20 +53,12 @@ export class AutoencoderKL {
    *
    * @throws {WeightError} if tensors are missing, superfluous or of another shape.
    */
-  static async load(
+  static load(
     source: WeightSource,
     config: VaeConfig,
-    { device, dtype = "f32" }: { device: Device; dtype?: DType },
+    options: ModelOptions,
   ): Promise<AutoencoderKL> {
-    const weights = Weights.of(device, renamed(source), dtype);
-    try {
-      const model = new AutoencoderKL(weights, config);
-      await weights.load();
-      return model;
-    } catch (error) {
-      weights.dispose();
-      throw error;
-    }
+    return loadModel(renamed(source), options, (weights) => new AutoencoderKL(weights, config));
   }
 
   /** Type of the weights, and of activations unless said otherwise. */

@@ -29,6 +29,35 @@ export interface WeightSource {
 /** Sees outputs of named submodules, as PyTorch's forward hooks do. */
 export type Observer = (name: string, output: Tensor) => void;
 
+/** How to load a model. */
+export interface ModelOptions {
+  /** Device to load to. */
+  readonly device: Device;
+  /** Type of the weights. Default `"f32"`. */
+  readonly dtype?: DType;
+}
+
+/**
+ * Builds a model on a source and streams its weights in; frees everything if that fails.
+ *
+ * @throws {WeightError} if tensors are missing, superfluous or of another shape.
+ */
+export async function loadModel<Model>(
+  source: WeightSource,
+  { device, dtype = "f32" }: ModelOptions,
+  build: (weights: Weights) => Model,
+): Promise<Model> {
+  const weights = Weights.of(device, source, dtype);
+  try {
+    const model = build(weights);
+    await weights.load();
+    return model;
+  } catch (error) {
+    weights.dispose();
+    throw error;
+  }
+}
+
 /** Names in checkpoints that carry no weights of ours: buffers, and training leftovers. */
 const IGNORED = /(^|\.)(position_ids|num_batches_tracked)$/;
 

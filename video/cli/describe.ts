@@ -67,7 +67,7 @@ export async function info(
       ],
     ]));
   } finally {
-    device.dispose();
+    await device.close();
   }
 }
 

@@ -50,7 +50,7 @@ export async function generate(
       sd.dispose();
     }
   } finally {
-    device.dispose();
+    await device.close();
   }
 }
 

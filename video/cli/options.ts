@@ -200,7 +200,11 @@ export function addVideoOptions(command: Command): Command {
       "frame numbers, such as 0,8-15; the first is the anchor",
       frameList,
     )
-    .option("--group <n>", "frames computed at once (default: 4)", whole(1))
+    .option(
+      "--group <n>",
+      "frames computed at once (default: up to 4, as many as the GPU can bind)",
+      whole(1),
+    )
     .option("--frames-dir <folder>", "also write every frame as a PNG file")
     .option("--no-cross-frame", "let every frame attend to itself only")
     .option("--no-motion", "do not move the frames")

@@ -5,6 +5,7 @@
  */
 
 import { InputError } from "../../core/errors.ts";
+import { BUILT_IN_NAME } from "../../models/stable_diffusion.ts";
 import { disk } from "../output_file.ts";
 import { parseTarget } from "../target.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
@@ -199,9 +200,6 @@ async function readStored(file: string): Promise<Stored> {
   if (stored.model === BUILT_IN_NAME) delete stored.model;
   return stored;
 }
-
-/** What a clip's settings call the built-in model. */
-const BUILT_IN_NAME = "built-in tiny-shapes";
 
 /** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
 async function freeName(
