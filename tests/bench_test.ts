@@ -6,7 +6,7 @@ import assert from "node:assert/strict";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { describe, it } from "node:test";
+import { after, describe, it } from "node:test";
 import { main as endToEnd } from "../bench/end_to_end.ts";
 import { main as kernels, type Results } from "../bench/kernels.ts";
 import { SD15, textWorkloads, unetWorkloads, vaeWorkloads } from "../bench/shapes.ts";
@@ -22,6 +22,7 @@ import { disposeCache } from "../models/attention.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 
 const device = await openDevice();
+after(() => device.close());
 
 /** GFLOP of the products and sums of products, which published totals count alone. */
 function gigaflops(workloads: readonly Workload[]): number {

@@ -9,7 +9,7 @@ import { InputError, ShapeError } from "../core/errors.ts";
 import { embedding, gather, indexSelect } from "../kernels/mod.ts";
 
 const device = await openDevice();
-after(() => device.dispose());
+after(() => device.close());
 
 test("indexes from the host are checked and leave no memory behind", async () => {
   const table = device.tensor([0, 1, 2, 3, 4, 5], [3, 2]);

@@ -24,7 +24,7 @@ const GOLDEN = fileURLToPath(new URL("./golden", import.meta.url));
 const device = await openDevice();
 const scratch = await mkdtemp(join(tmpdir(), "parity-"));
 after(async () => {
-  device.dispose();
+  await device.close();
   await rm(scratch, { recursive: true });
 });
 

@@ -26,7 +26,7 @@ import {
 } from "../kernels/mod.ts";
 
 const device = await openDevice();
-after(() => device.dispose());
+after(() => device.close());
 
 const counting = (shape: Shape, from = 0): Tensor =>
   device.tensor(Array.from({ length: sizeOf(shape) }, (_, i) => from + i), shape);

@@ -9,7 +9,7 @@ import { InputError, ShapeError } from "../core/errors.ts";
 import { avgPool2d, gridSample, interpolate, maxPool2d } from "../kernels/mod.ts";
 
 const device = await openDevice();
-after(() => device.dispose());
+after(() => device.close());
 
 const row = device.tensor([0, 1, 2, 3, 4], [1, 1, 1, 5]);
 

@@ -7,7 +7,7 @@
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
-import { test } from "node:test";
+import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { openDevice } from "../core/device.ts";
@@ -71,6 +71,7 @@ function goldenPath(name: string): string {
 }
 
 const device = await openDevice();
+after(() => device.close());
 const golden = await openSafetensors(goldenPath("schedulers.safetensors"));
 const cases: Case[] = JSON.parse(golden.metadata.cases);
 const published: {
