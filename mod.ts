@@ -9,7 +9,7 @@
  * const sd = await StableDiffusion.load(); // the small built-in model
  * const clip = textToVideo(sd, "a red heart in a green meadow", { frames: 8, seed: 0 });
  * for await (const { step, total } of clip.steps) console.log(`step ${step} of ${total}`);
- * await writeVideo(clip, "heart.mp4", { fps: 4, settings: clip.settings });
+ * await writeVideo(clip, "heart.mp4", { fps: 4 });
  * ```
  *
  * @module

@@ -36,11 +36,14 @@ const TAPS = 16;
 /** Bytes of one intermediate held at once. */
 const PIECE_BYTES = 32 * 2 ** 20;
 
-/** Whether extents allow it (vectors over four tiles), and there are tiles enough to pay for it. */
+/**
+ * Whether extents allow it (vectors over four tiles), and there are tiles enough to pay for it. The
+ * number of images does not count: a picture must not depend on how many others are made with it.
+ */
 export function winogradFits(x: readonly number[], output: readonly number[]): boolean {
-  const [B, C] = x;
+  const [, C] = x;
   const [, O, outH, outW] = output;
-  return outW % 8 === 0 && O % 4 === 0 && C >= 8 && O >= 8 && B * outH * outW >= 256;
+  return outW % 8 === 0 && O % 4 === 0 && C >= 8 && O >= 8 && outH * outW >= 64;
 }
 
 /** Enqueues the transforms and the products. */

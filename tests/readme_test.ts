@@ -9,6 +9,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { test } from "node:test";
 import { pathToFileURL } from "node:url";
+import { readSettings } from "../video/writer.ts";
 import { schedulerNames } from "../schedulers/mod.ts";
 
 const root = new URL("../", import.meta.url);
@@ -27,6 +28,8 @@ test("the library example runs", async () => {
   try {
     await import(pathToFileURL(file).href);
     assert.ok((await stat(gif)).size > 1000);
+    const settings = await readSettings(gif);
+    assert.deepEqual([settings?.prompt, settings?.fps], ["a red heart in a green meadow", 4]);
   } finally {
     await rm(folder, { recursive: true });
   }

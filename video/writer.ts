@@ -32,15 +32,18 @@ export { readSettings } from "./metadata.ts";
 export { checkTarget };
 export type { Frame, SheetOptions, VideoQuality };
 
-/** Frames as they come: an array, a generator, or an asynchronous one. */
-export type Frames = AsyncIterable<Frame> | Iterable<Frame>;
+/** Frames as they come: a clip, an array, a generator, or an asynchronous one. */
+export type Frames = (AsyncIterable<Frame> | Iterable<Frame>) & {
+  /** What they were made with: stored in the file unless other settings are given. */
+  readonly settings?: Readonly<Record<string, unknown>>;
+};
 
 /** How a video is written. */
 export interface WriteOptions {
   /** Frames a second: above 0, at most 240. Pictures and sheets have no use for it. */
   fps: number;
-  /** What the video was made with; stored inside the file as JSON. */
-  settings?: Record<string, unknown>;
+  /** What the video was made with; stored inside the file as JSON. A clip brings its own. */
+  settings?: Readonly<Record<string, unknown>>;
   /** Whether files that are there already may be replaced; no unless told. */
   overwrite?: boolean;
   /** Stops writing; nothing of the video is left behind. */
@@ -198,8 +201,10 @@ async function settled(actions: Promise<void>[]): Promise<void> {
 export async function writeVideos(
   frames: Frames,
   targets: string[],
-  options: WriteOptions,
+  given: WriteOptions,
 ): Promise<WrittenVideo[]> {
+  const own = frames.settings && { ...frames.settings, fps: given.fps };
+  const options = { ...given, settings: given.settings ?? own };
   checkOptions(options);
   options.signal?.throwIfAborted();
   const names = (await disk()).path;
