@@ -6,7 +6,8 @@
 
 export type { MemoryUse } from "./buffer_pool.ts";
 export type { ByteSource } from "./byte_source.ts";
-export { Arena, Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
+export { Arena } from "./arena.ts";
+export { Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
 export type { DType, HostArray } from "./dtype.ts";
 export { GpuError, InputError, ShapeError, WeightError } from "./errors.ts";
 export {

@@ -23,27 +23,15 @@ import {
   scalars,
   type TensorSpec,
   u32,
-  vectors,
 } from "../core/kernel.ts";
 import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { type Activation, gemm, type GemmForm } from "./gemm.ts";
+import { im2col, type Padding, type Piece, type Window } from "./im2col.ts";
 import { winograd, winogradFits } from "./winograd.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
 
-/** Rows and columns of padding: on both sides, or on each side. */
-export interface Padding {
-  readonly top: number;
-  readonly bottom: number;
-  readonly left: number;
-  readonly right: number;
-}
-
-interface Attributes {
-  readonly kernel: readonly [number, number];
-  readonly stride: readonly [number, number];
-  readonly dilation: readonly [number, number];
-  readonly padding: Padding;
+interface Attributes extends Window {
   readonly groups: number;
   readonly activation: Activation;
   /** Forces a form of the product, for tests. */
@@ -219,14 +207,6 @@ function takesWinograd({ device, inputs, output, attributes }: Launch<Attributes
     winogradFits(x.shape, output.shape);
 }
 
-/** The piece of the output that one product fills. */
-interface Piece {
-  readonly image: number;
-  readonly images: number;
-  readonly row: number;
-  readonly rows: number;
-}
-
 /** Multiplies the weights with patches `[images, K, columns]`, of which a piece is filled. */
 function multiply(
   { device, dispatch, inputs, output, attributes }: Launch<Attributes>,
@@ -296,99 +276,10 @@ function gathered(launch: Launch<Attributes>, shape: Geometry): void {
       };
       const columns = Math.ceil(piece.rows * outW / 4) * 4;
       const patches = launch.temporary([piece.images, K, columns], x.dtype);
-      gather(launch, shape, patches, piece);
+      im2col(launch.dispatch, x, patches, launch.attributes, outW, piece);
       multiply(launch, shape, { tensor: patches, columns }, piece);
     }
   }
-}
-
-/**
- * im2col: one invocation fills four neighbouring pixels of all rows of the patch matrix that belong
- * to one channel. Where four pixels lie in one row of the output, each input pixel is read once for
- * all the taps of a window row that need it.
- */
-function gather(
-  { inputs, attributes, dispatch }: Launch<Attributes>,
-  { C, H, W, outW }: Geometry,
-  patches: Tensor,
-  { image, images, row, rows }: Piece,
-): void {
-  const { kernel: [kh, kw], stride, dilation, padding } = attributes;
-  const columns = patches.shape[2];
-  const groups = columns / 4;
-  const inRow = outW % 4 === 0;
-  dispatch({
-    variant: `gather ${kh},${kw} ${stride} ${dilation} ${inRow}`,
-    read: { x: scalars(inputs[0]!) },
-    write: { patches: vectors(patches) },
-    params: {
-      groups: u32(groups),
-      C: u32(C),
-      first: u32(image * C),
-      H: u32(H),
-      W: u32(W),
-      outW: u32(outW),
-      row: u32(row),
-      pixels: u32(rows * outW),
-      top: u32(padding.top),
-      left: u32(padding.left),
-    },
-    workgroup: [LANES, 1, 1],
-    workgroups: [Math.ceil(groups / LANES), C, images],
-    main: () => `
-      let group = wg.x * ${LANES}u + lane;
-      if (group >= p.groups) { return; }
-      let plane = (p.first + wg.z * p.C + wg.y) * p.H * p.W;
-      var at = (wg.z * p.C + wg.y) * ${kh * kw}u * p.groups + group;
-      ${inRow ? sharedTaps(attributes) : separateTaps(attributes)}`,
-  });
-}
-
-const LANES = 64;
-
-/** WGSL: the taps of four pixels of one output row, from one window of inputs a window row. */
-function sharedTaps({ kernel: [kh, kw], stride, dilation }: Attributes): string {
-  const width = 3 * stride[1] + (kw - 1) * dilation[1] + 1;
-  const indexes = (count: number) => Array.from({ length: count }, (_, i) => i);
-  return `
-      let y = (p.row + group * 4u / p.outW) * ${stride[0]}u - p.top;
-      let left = group * 4u % p.outW * ${stride[1]}u - p.left;
-      for (var u = 0u; u < ${kh}u; u++) {
-        // Unsigned: what lies before the first row or column wraps to a large number.
-        let iy = y + u * ${dilation[0]}u;
-        let line = plane + min(iy, p.H - 1u) * p.W;
-        let inside = iy < p.H;
-        ${
-    indexes(width).map((i) => `
-        let c${i} = left + ${i}u;
-        let x${i} = select(0.0, f32(x[line + min(c${i}, p.W - 1u)]), inside && c${i} < p.W);`)
-      .join("")
-  }
-        ${
-    indexes(kw).map((v) => {
-      const taps = indexes(4).map((n) => `x${n * stride[1] + v * dilation[1]}`);
-      return `patches[at] = patches_t(vec4f(${taps.join(", ")})); at += p.groups;`;
-    }).join("\n        ")
-  }
-      }`;
-}
-
-/** WGSL: the same where the four pixels may lie in different rows. */
-function separateTaps({ kernel: [kh, kw], stride, dilation }: Attributes): string {
-  return `
-      for (var tap = 0u; tap < ${kh * kw}u; tap++) {
-        var v = vec4f();
-        for (var n = 0u; n < 4u; n++) {
-          let pixel = group * 4u + n;
-          let iy = (p.row + pixel / p.outW) * ${stride[0]}u + tap / ${kw}u * ${
-    dilation[0]
-  }u - p.top;
-          let ix = pixel % p.outW * ${stride[1]}u + tap % ${kw}u * ${dilation[1]}u - p.left;
-          if (iy < p.H && ix < p.W && pixel < p.pixels) { v[n] = f32(x[plane + iy * p.W + ix]); }
-        }
-        patches[at] = patches_t(v);
-        at += p.groups;
-      }`;
 }
 
 /** Grouped convolution: one invocation sums one output. */
@@ -455,6 +346,8 @@ function direct(
       out[i] = out_t(v);`,
   });
 }
+
+export type { Padding } from "./im2col.ts";
 
 /** Settings of {@link conv2d}. */
 export interface Conv2dOptions {

@@ -9,7 +9,8 @@
  * @module
  */
 
-import type { Arena, Device } from "../core/device.ts";
+import type { Arena } from "../core/arena.ts";
+import type { Device } from "../core/device.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, concat, linearCombination, narrow } from "../kernels/mod.ts";
