@@ -10,6 +10,8 @@
 import type { Kernel, KernelCase } from "../core/kernel.ts";
 import type { Shape } from "../core/shape.ts";
 import { attentionKernel } from "../kernels/attention.ts";
+import { panelShape } from "../kernels/panels.ts";
+import { channelLinearKernel } from "../kernels/channel_linear.ts";
 import { binaryKernels } from "../kernels/binary.ts";
 import { concatKernel } from "../kernels/concat.ts";
 import { conv2dKernel } from "../kernels/conv2d.ts";
@@ -97,7 +99,8 @@ class Walk {
     const pad = (size - 1) / 2;
     const out = [B, O, H / stride, W / stride];
     const extras = [[O], embedding ? [B, O] : null, residual ? out : null];
-    this.add(conv2dKernel, [[B, C, H, W], [C * size * size, O], ...extras], {
+    this.add(conv2dKernel, [[B, C, H, W], panelShape(O, C * size * size), ...extras], {
+      outputs: O,
       kernel: [size, size],
       stride: [stride, stride],
       dilation: [1, 1],
@@ -109,10 +112,9 @@ class Walk {
 
   /** On channel-major tokens. */
   linear([B, K, N]: Shape, M: number, { bias = true, residual = false } = {}): void {
-    this.add(matmulKernel, [[K, M], [B, K, N], bias ? [M] : null, residual ? [B, M, N] : null], {
-      transposeA: true,
-      transposeB: false,
-      biasAxis: "row",
+    const extras = [bias ? [M] : null, residual ? [B, M, N] : null];
+    this.add(channelLinearKernel, [[B, K, N], panelShape(M, K), ...extras], {
+      outputs: M,
       activation: "none",
     });
   }

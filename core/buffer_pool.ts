@@ -99,7 +99,8 @@ export class BufferPool {
     if (watched) gpu.pushErrorScope("out-of-memory");
     const buffer = gpu.createBuffer({
       size,
-      usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+      usage: GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC |
+        GPUBufferUsage.COPY_DST,
     });
     if (watched) {
       gpu.popErrorScope().then((error) => {

@@ -56,6 +56,11 @@ export interface Binding {
    * all. The offset must be a multiple of 256, and `size` a multiple of the element type.
    */
   readonly range?: { readonly offset: number; readonly size: number };
+  /**
+   * Elements of the array if it lies in the uniform address space, where the driver may take the
+   * address for the same in all invocations. The range then has exactly that size.
+   */
+  readonly uniform?: number;
 }
 
 /** Binds a tensor as an array of its scalars. */
@@ -68,12 +73,42 @@ export function vectors(tensor: Tensor): Binding {
   return { tensor, type: `vec4<${tensor.dtype}>` };
 }
 
+/** Bytes that a window shows: what WebGPU grants everywhere. One size, for each makes a shader. */
+export const WINDOW_BYTES = 65536;
+
+/** Bytes that a tensor of `bytes` must reserve to be seen through windows. */
+export function windowReserve(bytes: number): number {
+  return Math.max(bytes, WINDOW_BYTES);
+}
+
+/**
+ * Binds what lies at `offset` (a multiple of 16) of a tensor as uniform 4-vectors: of `f32`, or of
+ * `u32` that hold two `f16` each. A window begins at a multiple of 256 at or before the offset. The tensor must have been made with `windowReserve` bytes.
+ *
+ * @returns The binding, and the element of its array at which the wanted bytes begin.
+ */
+export function window(tensor: Tensor, offset: number): { binding: Binding; first: number } {
+  const wanted = tensor.offset + offset;
+  const start = Math.min(wanted, tensor.storage.buffer.size - WINDOW_BYTES) & ~255;
+  return {
+    binding: {
+      tensor,
+      type: tensor.dtype === "f16" ? "vec4<u32>" : "vec4<f32>",
+      range: { offset: start - tensor.offset, size: WINDOW_BYTES },
+      uniform: WINDOW_BYTES / 16,
+    },
+    first: (wanted - start) / 16,
+  };
+}
+
 /**
  * One shader run. The door writes the declarations: each binding `x` becomes an array `x` of
  * elements `x_t`, the parameters a uniform `p`, and `main` has `wg`, `lid`, `gid` (workgroup, local
  * and global id), `grid` (number of workgroups) and `lane` (local index).
  */
 export interface Dispatch {
+  /** Whose text it is, where several kernels share it. Default: the kernel's own. */
+  readonly family?: string;
   /** Everything that the shader's text depends on, besides names and types of its bindings. */
   readonly variant: string;
   /** Inputs by name. */
@@ -86,6 +121,15 @@ export interface Dispatch {
   readonly workgroup: readonly [number, number, number];
   /** Workgroups. */
   readonly workgroups: readonly [number, number, number];
+  /** WGSL directives that the text needs, one a line; `enable f16;` is added by the door. */
+  readonly directives?: string;
+  /** Built-in values that the text needs besides those above: parameters of the entry point. */
+  readonly builtins?: string;
+  /**
+   * Whether one workgroup may do the work of several that follow it along x, as software adapters
+   * like it: launching a workgroup costs them as much as a few hundred elements.
+   */
+  readonly foldable?: boolean;
   /** Functions, constants and workgroup variables. */
   readonly declarations?: () => string;
   /** Body of the entry point. */
@@ -104,8 +148,8 @@ export interface Launch<Attributes> {
   readonly attributes: Attributes;
   /** Enqueues a shader run. */
   dispatch(dispatch: Dispatch): void;
-  /** A tensor that lives until the launch has returned. */
-  temporary(shape: Shape, dtype: DType): Tensor;
+  /** A tensor that lives until the launch has returned, in a buffer of at least `reserve` bytes. */
+  temporary(shape: Shape, dtype: DType, reserve?: number): Tensor;
 }
 
 /** A test case: shapes of the inputs (values are drawn from a seeded generator) and settings. */
@@ -132,6 +176,8 @@ export interface Kernel<Attributes> {
    * @throws {ShapeError} if the inputs break it.
    */
   output(inputs: readonly (TensorSpec | null)[], attributes: Attributes): TensorSpec;
+  /** Bytes of the output's buffer, where others look at more of it than its elements. */
+  reserve?(output: TensorSpec): number;
   /** Enqueues the shaders that fill the output. */
   launch(launch: Launch<Attributes>): void;
   /** Floating-point operations (a multiply-add is two). */
@@ -203,7 +249,7 @@ export function run<Attributes>(
   }
   const spec = kernel.output(inputs, attributes);
   checkShape(spec.shape, kernel.name);
-  const output = device.empty(spec.shape, spec.dtype);
+  const output = device.empty(spec.shape, spec.dtype, kernel.reserve?.(spec));
   device.beginOp({
     name: kernel.name,
     flops: () => kernel.flops(inputs, spec, attributes),
@@ -216,8 +262,8 @@ export function run<Attributes>(
     output,
     attributes,
     dispatch: (dispatch) => device.dispatch(kernel.name, dispatch),
-    temporary(shape, dtype) {
-      const tensor = device.empty(shape, dtype);
+    temporary(shape, dtype, reserve) {
+      const tensor = device.empty(shape, dtype, reserve);
       temporaries.push(tensor);
       return tensor;
     },

@@ -8,7 +8,7 @@
  * @module
  */
 
-import type { Command, CommandQueue } from "./queue.ts";
+import { type Command, type CommandQueue, dynamicOffsets } from "./queue.ts";
 import { packParams, UNIFORM_BYTES } from "./shader.ts";
 import { releaseStorage, type Storage, type Tensor } from "./tensor.ts";
 
@@ -17,7 +17,7 @@ export class Plan<Result> implements Disposable {
   /** What the recorded function returned; its tensors are filled anew by each run. */
   readonly result: Result;
   readonly #queue: CommandQueue;
-  readonly #steps: { command: Command; bindGroup: GPUBindGroup; slot: number }[];
+  readonly #steps: { command: Command; bindGroup: GPUBindGroup; offsets: number[] }[];
   readonly #uniforms: GPUBuffer;
   readonly #storages: Set<Storage>;
   readonly #made: Tensor[];
@@ -48,7 +48,7 @@ export class Plan<Result> implements Disposable {
     this.#steps = commands.map((command, i) => ({
       command,
       bindGroup: queue.makeBindGroup(command, this.#uniforms),
-      slot: i * UNIFORM_BYTES,
+      offsets: dynamicOffsets(command, i * UNIFORM_BYTES),
     }));
     // Storages without a holder are intermediate: their buffers stay in the arena.
     const used = commands.flatMap((command) => command.storages);
@@ -63,9 +63,9 @@ export class Plan<Result> implements Disposable {
 
   /** Enqueues the recorded work once more. */
   run(): void {
-    for (const { command, bindGroup, slot } of this.#steps) {
+    for (const { command, bindGroup, offsets } of this.#steps) {
       for (const { buffer } of command.bindings) this.#queue.touch(buffer);
-      this.#queue.run(command, bindGroup, slot);
+      this.#queue.run(command, bindGroup, offsets);
     }
   }
 

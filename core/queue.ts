@@ -8,7 +8,7 @@
 import { GpuError } from "./errors.ts";
 import type { Dispatch } from "./kernel.ts";
 import type { Profiler } from "./profiler.ts";
-import { packParams, shaderKey, shaderText, UNIFORM_BYTES } from "./shader.ts";
+import { folded, packParams, shaderKey, shaderText, UNIFORM_BYTES } from "./shader.ts";
 import type { Storage } from "./tensor.ts";
 
 /** Dispatches in one submission: enough to hide its cost, few enough to start the GPU early. */
@@ -22,6 +22,8 @@ export interface Command {
   readonly pipeline: GPUComputePipeline;
   readonly layout: Layout;
   readonly bindings: readonly GPUBufferBinding[];
+  /** Where windows begin in their buffers: they share a bind group, as the uniforms do. */
+  readonly offsets: readonly number[];
   readonly storages: readonly Storage[];
   readonly hasParams: boolean;
   readonly params: Dispatch["params"];
@@ -42,6 +44,7 @@ interface Pipeline {
 /** The command stream of one device. */
 export class CommandQueue {
   readonly #gpu: GPUDevice;
+  readonly #software: boolean;
   readonly #fail: (error: GpuError) => void;
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #layouts = new Map<string, Layout>();
@@ -62,9 +65,10 @@ export class CommandQueue {
   /** Dispatches and submissions so far. */
   readonly counts = { dispatches: 0, submissions: 0 };
 
-  /** `fail` takes errors that arrive asynchronously. */
-  constructor(gpu: GPUDevice, fail: (error: GpuError) => void) {
+  /** `software`: the adapter computes on the CPU. `fail` takes errors that arrive asynchronously. */
+  constructor(gpu: GPUDevice, software: boolean, fail: (error: GpuError) => void) {
     this.#gpu = gpu;
+    this.#software = software;
     this.#fail = fail;
     this.#uniforms = gpu.createBuffer({
       size: BATCH * UNIFORM_BYTES,
@@ -86,7 +90,7 @@ export class CommandQueue {
           `adapter's limit of ${limit} per dimension; use smaller tensors`,
       );
     }
-    const command = this.#command(kernel, dispatch);
+    const command = this.#command(kernel, folded(dispatch, this.#software));
     if (this.recording) this.recording.push(command);
     else this.#encode(command);
   }
@@ -94,13 +98,20 @@ export class CommandQueue {
   #command(kernel: string, dispatch: Dispatch): Command {
     const { pipeline, layout } = this.#pipeline(kernel, dispatch);
     const bindings: GPUBufferBinding[] = [];
+    const offsets: number[] = [];
     const storages: Storage[] = [];
     const limit = this.#gpu.limits.maxStorageBufferBindingSize;
     for (const group of [dispatch.read, dispatch.write]) {
       for (const name in group) {
-        const { tensor, range } = group[name];
+        const { tensor, range, uniform } = group[name];
         const { buffer } = tensor.storage;
         const offset = tensor.offset + (range?.offset ?? 0);
+        if (uniform) {
+          bindings.push({ buffer, offset: 0, size: range?.size });
+          offsets.push(offset);
+          storages.push(tensor.storage);
+          continue;
+        }
         // Whole 4-vectors, so that vec4 arrays reach the last elements.
         const whole = Math.ceil((range?.size ?? tensor.bytes) / 16) * 16;
         const size = Math.min(whole, buffer.size - offset);
@@ -117,16 +128,14 @@ export class CommandQueue {
     }
     const hasParams = Object.keys(dispatch.params).length > 0;
     const { params, workgroups } = dispatch;
-    return { pipeline, layout, bindings, storages, hasParams, params, workgroups };
+    return { pipeline, layout, bindings, offsets, storages, hasParams, params, workgroups };
   }
 
   #pipeline(kernel: string, dispatch: Dispatch): Pipeline {
     const key = shaderKey(kernel, dispatch);
     const found = this.#pipelines.get(key);
     if (found) return found;
-    const reads = Object.keys(dispatch.read).length;
-    const writes = Object.keys(dispatch.write).length;
-    const layout = this.#layout(reads, writes, Object.keys(dispatch.params).length > 0);
+    const layout = this.#layout(dispatch);
     const code = shaderText(dispatch);
     this.#gpu.pushErrorScope("validation");
     const pipeline = this.#gpu.createComputePipeline({
@@ -140,20 +149,28 @@ export class CommandQueue {
     return made;
   }
 
-  #layout(reads: number, writes: number, params: boolean): Layout {
-    const key = `${reads},${writes},${params}`;
+  #layout({ read, write, params }: Dispatch): Layout {
+    // Sizes of windows are named because wgpu, which otherwise compares them at each dispatch,
+    // takes the size of an earlier window for that of the present one.
+    const window = (minBindingSize: number) =>
+      ({ type: "uniform", hasDynamicOffset: true, minBindingSize }) as const;
+    const buffers: GPUBufferBindingLayout[] = [
+      ...Object.values(read).map(({ uniform }) =>
+        uniform ? window(16 * uniform) : { type: "read-only-storage" as const }
+      ),
+      ...Object.values(write).map(() => ({ type: "storage" as const })),
+      ...(Object.keys(params).length > 0 ? [window(UNIFORM_BYTES)] : []),
+    ];
+    const key = buffers.map(({ type, minBindingSize }) => type + String(minBindingSize)).join();
     const found = this.#layouts.get(key);
     if (found) return found;
-    const entries: GPUBindGroupLayoutEntry[] = [];
-    for (let binding = 0; binding < reads + writes; binding++) {
-      const type = binding < reads ? "read-only-storage" : "storage";
-      entries.push({ binding, visibility: GPUShaderStage.COMPUTE, buffer: { type } });
-    }
-    if (params) {
-      const buffer = { type: "uniform" as const, hasDynamicOffset: true };
-      entries.push({ binding: reads + writes, visibility: GPUShaderStage.COMPUTE, buffer });
-    }
-    const bind = this.#gpu.createBindGroupLayout({ entries });
+    const bind = this.#gpu.createBindGroupLayout({
+      entries: buffers.map((buffer, binding) => ({
+        binding,
+        visibility: GPUShaderStage.COMPUTE,
+        buffer,
+      })),
+    });
     const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [bind] });
     const made = { key, bind, pipeline };
     this.#layouts.set(key, made);
@@ -199,15 +216,14 @@ export class CommandQueue {
       packParams(command.params, new DataView(this.#uniformBytes.buffer, slot, UNIFORM_BYTES));
     }
     for (const { buffer } of command.bindings) this.#pendingBuffers.add(buffer);
-    this.run(command, this.#bindGroup(command, this.#uniforms), slot);
+    this.run(command, this.#bindGroup(command, this.#uniforms), dynamicOffsets(command, slot));
   }
 
-  /** Encodes a command whose uniforms are in place. */
-  run(command: Command, bindGroup: GPUBindGroup, slot: number): void {
+  /** Encodes a command whose uniforms are in place; `offsets` as {@link dynamicOffsets} says. */
+  run(command: Command, bindGroup: GPUBindGroup, offsets: number[]): void {
     const pass = this.#openPass();
     pass.setPipeline(command.pipeline);
-    if (command.hasParams) pass.setBindGroup(0, bindGroup, [slot]);
-    else pass.setBindGroup(0, bindGroup);
+    pass.setBindGroup(0, bindGroup, offsets);
     pass.dispatchWorkgroups(...command.workgroups);
     this.counts.dispatches++;
     if (this.profiler) this.#closePass();
@@ -286,4 +302,9 @@ export class CommandQueue {
     this.#checks = [];
     await Promise.all(checks);
   }
+}
+
+/** Where the windows and the parameters of a command begin, in the order of its bindings. */
+export function dynamicOffsets({ offsets, hasParams }: Command, slot: number): number[] {
+  return hasParams ? [...offsets, slot] : [...offsets];
 }

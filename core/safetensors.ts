@@ -7,26 +7,24 @@
  * @module
  */
 
-import {
-  type ByteSource,
-  fileSystem,
-  MAX_TRANSFER,
-  openByteSource,
-  reasonOf,
-} from "./byte_source.ts";
-import { bf16ArrayToF32, f16ArrayToF32 } from "./dtype.ts";
-import { InputError, WeightError } from "./errors.ts";
+import { type ByteSource, openByteSource } from "./byte_source.ts";
+import { bf16ArrayToF32, e4m3ArrayToF32, e5m2ArrayToF32, f16ArrayToF32 } from "./dtype.ts";
+import { WeightError } from "./errors.ts";
 import {
   AGAIN,
   describe,
-  encodeHeader,
   parseHeader,
   type SafetensorsDType,
-  type TensorData,
   type TensorInfo,
 } from "./safetensors_header.ts";
 
-export type { SafetensorsDType, TensorData, TensorInfo } from "./safetensors_header.ts";
+export type {
+  SafetensorsDType,
+  TensorData,
+  TensorInfo,
+  TensorStream,
+} from "./safetensors_header.ts";
+export { encodeSafetensors, writeSafetensors } from "./safetensors_writer.ts";
 
 /** An open file: the header in memory, the data behind it read on demand. */
 export type SafetensorsFile = {
@@ -42,6 +40,13 @@ export type SafetensorsFile = {
    * @throws {WeightError} if the file has no such tensor.
    */
   read(name: string): Promise<Uint8Array>;
+  /**
+   * `length` raw bytes of a tensor from its byte `offset` on, alone in a fresh buffer: for tensors
+   * that are worked through in pieces.
+   *
+   * @throws {WeightError} if there is no such tensor, or it does not have these bytes.
+   */
+  readPart(name: string, offset: number, length: number): Promise<Uint8Array>;
   /**
    * A floating-point tensor's values as f32; f64 is rounded.
    *
@@ -66,9 +71,8 @@ const floatDecoders: Decoder<Float32Array> = {
   F32: (buffer) => new Float32Array(buffer),
   F16: (buffer) => f16ArrayToF32(new Uint16Array(buffer)),
   BF16: (buffer) => bf16ArrayToF32(new Uint16Array(buffer)),
-  F8_E4M3: (buffer) => Float32Array.from(new Uint8Array(buffer), e4m3ToF32),
-  // E5M2 is the upper half of a half-precision number.
-  F8_E5M2: (buffer) => f16ArrayToF32(Uint16Array.from(new Uint8Array(buffer), (b) => b << 8)),
+  F8_E4M3: (buffer) => e4m3ArrayToF32(new Uint8Array(buffer)),
+  F8_E5M2: (buffer) => e5m2ArrayToF32(new Uint8Array(buffer)),
 };
 
 const intDecoders: Decoder<ArrayLike<number | bigint>> = {
@@ -82,15 +86,6 @@ const intDecoders: Decoder<ArrayLike<number | bigint>> = {
   U8: (buffer) => new Uint8Array(buffer),
   BOOL: (buffer) => new Uint8Array(buffer),
 };
-
-/** The "fn" variant: exponent bias 7, no infinities, all ones is NaN (Micikevicius et al. 2022). */
-function e4m3ToF32(bits: number): number {
-  const sign = bits & 0x80 ? -1 : 1;
-  const exponent = (bits >>> 3) & 15;
-  const mantissa = bits & 7;
-  if (exponent === 15 && mantissa === 7) return NaN;
-  return sign * (exponent === 0 ? mantissa * 2 ** -9 : (8 + mantissa) * 2 ** (exponent - 10));
-}
 
 /** The bound of the reference implementation; a real header is about 0.1 MB. */
 const MAX_HEADER = 100_000_000;
@@ -150,6 +145,16 @@ function fileOf(
     metadata,
     tensors,
     read: async (name) => await read(name),
+    async readPart(name, offset, length) {
+      const { begin, end } = find(name);
+      if (offset < 0 || length < 0 || offset + length > end - begin) {
+        throw new WeightError(
+          `${source.name}: tensor ${describe(name)} has ${end - begin} bytes, but ${length} from ` +
+            `byte ${offset} on were asked for; ask for a part of it`,
+        );
+      }
+      return await readAlone(source, begin + offset, length);
+    },
     async readF32(name) {
       const { dtype } = find(name);
       const decode = floatDecoders[dtype];
@@ -242,83 +247,4 @@ function foreignFormat(start: Uint8Array): string | undefined {
     return "this is a Git LFS pointer, a note that stands for the real file; run `git lfs pull` " +
       "or download the file itself";
   }
-}
-
-/**
- * A safetensors file in memory: tensors in the order given, without gaps between them.
- *
- * @throws {InputError} if a name comes twice or is reserved, a dtype is unknown, or `data` has not
- * the bytes that dtype and shape ask for.
- */
-export function encodeSafetensors(
-  tensors: Iterable<TensorData>,
-  metadata: Readonly<Record<string, string>> = {},
-): Uint8Array {
-  const list = [...tensors];
-  const header = encodeHeader(list, metadata);
-  const size = list.reduce((sum, { data }) => sum + data.byteLength, header.byteLength);
-  const out = new Uint8Array(size);
-  out.set(header);
-  let offset = header.byteLength;
-  for (const { data } of list) {
-    out.set(bytesOf(data), offset);
-    offset += data.byteLength;
-  }
-  return out;
-}
-
-/**
- * Writes a safetensors file, tensor by tensor in the order given. The file appears under its name
- * only when it is complete; whatever fails, no part of it is left behind.
- *
- * @throws {InputError} as {@linkcode encodeSafetensors} does, or if the file cannot be written.
- *
- * @example
- * ```ts
- * import { writeSafetensors } from "framezero";
- *
- * const data = new Float32Array([1, 2, 3, 4]);
- * await writeSafetensors("out.safetensors", [{ name: "x", dtype: "F32", shape: [2, 2], data }]);
- * ```
- */
-export async function writeSafetensors(
-  path: string,
-  tensors: Iterable<TensorData>,
-  metadata: Readonly<Record<string, string>> = {},
-): Promise<void> {
-  const list = [...tensors];
-  const header = encodeHeader(list, metadata);
-  const fs = await fileSystem();
-  const { pid } = (await import("node:process")).default;
-  const temporary = `${path}.${pid}.tmp`;
-  try {
-    const handle = await fs.open(temporary, "w");
-    try {
-      let position = 0;
-      for (const bytes of [header, ...list.map(({ data }) => bytesOf(data))]) {
-        for (let done = 0; done < bytes.length;) {
-          const length = Math.min(bytes.length - done, MAX_TRANSFER);
-          const { bytesWritten } = await handle.write(bytes, done, length, position + done);
-          done += bytesWritten;
-        }
-        position += bytes.length;
-      }
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await fs.rename(temporary, path);
-  } catch (cause) {
-    // The first failure is the one to tell.
-    await fs.rm(temporary, { force: true }).catch(() => undefined);
-    throw new InputError(
-      `${path}: the file cannot be written (${reasonOf(cause)}); ` +
-        "check the folder, its permissions and the space on the disk",
-      { cause },
-    );
-  }
-}
-
-function bytesOf(view: ArrayBufferView): Uint8Array {
-  return new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 }

@@ -50,6 +50,12 @@ export type TensorData = {
   readonly data: ArrayBufferView;
 };
 
+/** A tensor to be written piece by piece, so that it never has to be in memory as a whole. */
+export type TensorStream = Omit<TensorData, "data"> & {
+  /** Begins the data: the pieces, in order, have together exactly the bytes of dtype and shape. */
+  readonly pieces: () => Iterable<ArrayBufferView>;
+};
+
 const elementBytes: Readonly<Record<SafetensorsDType, number>> = {
   F64: 8,
   F32: 4,
@@ -202,7 +208,9 @@ function checkLayout(
 ): void {
   let end = dataStart;
   let before = "the header";
+  let cut: string | undefined;
   for (const [name, info] of sorted) {
+    if (info.end > fileSize) cut ??= describe(name);
     if (info.begin !== end) {
       throw new WeightError(
         `${file}: tensor ${
@@ -217,7 +225,7 @@ function checkLayout(
   if (end !== fileSize) {
     throw new WeightError(
       `${file}: the file must end where ${before} ends, at byte ${end}, it has ${fileSize} bytes ` +
-        `(${end > fileSize ? "cut short" : "bytes that belong to no tensor"}); ${AGAIN}`,
+        `(${cut ? `cut short in tensor ${cut}` : "bytes that belong to no tensor"}); ${AGAIN}`,
     );
   }
 }
@@ -235,7 +243,7 @@ function isCounts(value: unknown): value is number[] {
 }
 
 /** Bytes of a tensor; not a safe integer if the product overflows. */
-function byteLength(dtype: SafetensorsDType, shape: readonly number[]): number {
+export function byteLength(dtype: SafetensorsDType, shape: readonly number[]): number {
   return shape.reduce((product, extent) => product * extent, elementBytes[dtype]);
 }
 
@@ -259,7 +267,7 @@ export function describe(value: unknown): string {
  * the bytes that dtype and shape ask for.
  */
 export function encodeHeader(
-  tensors: readonly TensorData[],
+  tensors: readonly (TensorData | TensorStream)[],
   metadata: Readonly<Record<string, string>>,
 ): Uint8Array {
   // Put together by hand: an object would move names like "7" to the front.
@@ -269,19 +277,22 @@ export function encodeHeader(
     entries.push(`"__metadata__":${JSON.stringify(metadata)}`);
   }
   let offset = 0;
-  for (const { name, dtype, shape, data } of tensors) {
+  for (const tensor of tensors) {
+    const { name, dtype, shape } = tensor;
     const where = `safetensors: tensor ${describe(name)}`;
     if (names.has(name)) {
       throw new InputError(`${where}: names must be unique and not "__metadata__"; rename it`);
     }
     names.add(name);
-    if (!isDType(dtype) || !isCounts(shape) || byteLength(dtype, shape) !== data.byteLength) {
+    const needed = isDType(dtype) && isCounts(shape) ? byteLength(dtype, shape) : null;
+    const bytes = "data" in tensor ? tensor.data.byteLength : needed;
+    if (needed === null || bytes !== needed) {
       throw new InputError(
-        `${where}: data must have the bytes of its dtype and shape, got ${data.byteLength} bytes ` +
+        `${where}: data must have the bytes of its dtype and shape, got ${bytes} bytes ` +
           `for ${describe(dtype)} ${describe(shape)}; correct one of them`,
       );
     }
-    const end = offset + data.byteLength;
+    const end = offset + bytes;
     entries.push(
       `${JSON.stringify(name)}:${JSON.stringify({ dtype, shape, data_offsets: [offset, end] })}`,
     );

@@ -8,6 +8,7 @@
 import { ShapeError } from "../core/errors.ts";
 import type { KernelCase, TensorSpec } from "../core/kernel.ts";
 import { formatShape, type Shape, sizeOf } from "../core/shape.ts";
+import type { AttentionForm } from "./variants.ts";
 
 /**
  * Which frames of a clip a query of frame `f` attends to: its own; frame 0; frame `max(f − 1, 0)`;
@@ -39,7 +40,7 @@ export interface AttentionOptions {
 /** Settings of the kernel. */
 export interface AttentionAttributes extends AttentionOptions {
   /** Shader to use, whatever the adapter. For tests. */
-  readonly form?: "lanes" | "tiles";
+  readonly form?: AttentionForm;
 }
 
 /** The numbers behind an attention's shapes and settings. */
@@ -215,9 +216,9 @@ function sourceRows({ frames, kvFrames, mode }: AttentionGeometry, row: number):
   return wanted.map((i) => first + Math.min(i, kvFrames - 1));
 }
 
-/** Both forms at sizes that no tile divides, head widths of SD 1.5, and every mode. */
+/** All forms at sizes that no tile divides, head widths of SD 1.5, and every mode. */
 export const attentionCases: readonly KernelCase<AttentionAttributes>[] =
-  (["lanes", "tiles"] as const).flatMap((form) => {
+  (["windows", "lanes", "tiles"] as const).flatMap((form) => {
     const one = (
       q: Shape,
       kv: Shape,

@@ -17,6 +17,7 @@ import { type Binding, defineKernel, f32, type Kernel, type Launch } from "../co
 import { type Param, run, scalars, u32, vectors } from "../core/kernel.ts";
 import { formatShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { variantsOf } from "./variants.ts";
 import { elementsPerBinding, floatType, foldGroups, momentsOf, pieceOf } from "./wgsl.ts";
 
 /** Settings of {@link groupNorm}. */
@@ -34,7 +35,7 @@ interface Attributes extends Required<GroupNormOptions> {
 }
 
 function isWide({ device, attributes }: Launch<Attributes>): boolean {
-  return attributes.wide ?? !device.info.software;
+  return attributes.wide ?? variantsOf(device).wideRows;
 }
 
 /** Numbers of a group that one workgroup deals with. */

@@ -16,6 +16,7 @@ import { ShapeError } from "../core/errors.ts";
 import { defineKernel, f32, type Kernel, run, scalars, u32, vectors } from "../core/kernel.ts";
 import { formatShape, normalizeAxis, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { variantsOf } from "./variants.ts";
 import { elementsPerBinding, floatType, foldGroups, momentsOf, pieceOf } from "./wgsl.ts";
 
 /** Settings of {@link layerNorm}. */
@@ -78,7 +79,7 @@ export const layerNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
     const [x, weight, bias] = inputs as [Tensor, Tensor | null, Tensor | null];
     const { outer, length, inner } = geometry(x.shape, attributes);
     const width = (inner === 1 ? length : inner) % 4 ? 1 : 4;
-    const wide = attributes.wide ?? !device.info.software;
+    const wide = attributes.wide ?? variantsOf(device).wideRows;
     const form = inner === 1
       ? alongForm(wide, width, weight !== null, bias !== null)
       : acrossForm(wide, width, weight !== null, bias !== null);

@@ -14,11 +14,13 @@ const FLAT = 64;
 export const FLAT_INDEX = `let i = (wg.y * grid.x + wg.x) * ${FLAT}u + lane;`;
 
 /** A grid with at least `count` invocations, folded into two dimensions where it is long. */
-export function flatGrid(
-  count: number,
-): { workgroup: [number, number, number]; workgroups: [number, number, number] } {
+export function flatGrid(count: number): {
+  workgroup: [number, number, number];
+  workgroups: [number, number, number];
+  foldable: boolean;
+} {
   const groups = Math.ceil(count / FLAT);
-  return { workgroup: [FLAT, 1, 1], workgroups: foldGroups(groups) };
+  return { workgroup: [FLAT, 1, 1], workgroups: foldGroups(groups), foldable: true };
 }
 
 /** `groups` workgroups over two dimensions, each below the limit of 65,535. */

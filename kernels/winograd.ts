@@ -1,25 +1,27 @@
 /**
- * Winograd's minimal filtering F(2×2, 3×3) (Lavin & Gray, arXiv:1509.09308): 3×3 convolution with
- * stride 1 from 16 products where the sum over the window needs 36,
- * `Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A`, summed over channels by 16 matrix products.
+ * Winograd's minimal filtering F(m×m, 3×3), m = 2 or 4 (Lavin & Gray, arXiv:1509.09308): 3×3
+ * convolution with stride 1 from (m+2)² products where the sum over the window needs 9m²,
+ * `Y = Aᵀ [ (G g Gᵀ) ⊙ (Bᵀ d B) ] A`, summed over channels by (m+2)² matrix products.
  *
- * Tiles of 2×2 outputs are transformed four at a time, so that every load and store is a 4-vector
- * over neighbouring tiles. Between the transforms everything is f32; the error stays within a few
- * units of the last place of the plain sum. Pieces of the image keep the intermediate bounded.
+ * Tiles of m×m outputs are transformed four at a time, so that loads and stores are 4-vectors over
+ * neighbouring tiles. Between the transforms everything is f32; the relative error is about 2e-6
+ * for F(2×2) and 3e-5 for F(4×4). Pieces of the image keep the intermediate bounded.
  *
  * @module
  */
 
-import { type Launch, scalars, u32, vectors } from "../core/kernel.ts";
+import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { type Activation, gemm } from "./gemm.ts";
+import { type Activation, COLUMNS, gemm, type GemmLaunch } from "./gemm.ts";
+import { PANEL, panelReserve } from "./panels.ts";
+import type { Variants } from "./variants.ts";
 
 /** A convolution that {@link winograd} can do. */
 export interface WinogradConvolution {
   /** `[B, C, H, W]`. */
   readonly x: Tensor;
-  /** Packed, `[C·9, O]`. */
-  readonly weight: Tensor;
+  /** Weights of `9C` inputs and `O` outputs in panels. */
+  readonly panels: Tensor;
   readonly bias: Tensor | null;
   readonly embedding: Tensor | null;
   readonly residual: Tensor | null;
@@ -30,130 +32,251 @@ export interface WinogradConvolution {
   readonly activation: Activation;
 }
 
-const LANES = 64;
-const TAPS = 16;
+type Matrix = readonly (readonly number[])[];
+
+/** The matrices of the method, as the paper gives them. */
+const TRANSFORMS: Readonly<Record<2 | 4, { B: Matrix; G: Matrix; A: Matrix }>> = {
+  2: {
+    B: [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
+    G: [[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]],
+    A: [[1, 1, 1, 0], [0, 1, -1, -1]],
+  },
+  4: {
+    B: [
+      [4, 0, -5, 0, 1, 0],
+      [0, -4, -4, 1, 1, 0],
+      [0, 4, -4, -1, 1, 0],
+      [0, -2, -1, 2, 1, 0],
+      [0, 2, -1, -2, 1, 0],
+      [0, 4, 0, -5, 0, 1],
+    ],
+    G: [
+      [1 / 4, 0, 0],
+      [-1 / 6, -1 / 6, -1 / 6],
+      [-1 / 6, 1 / 6, -1 / 6],
+      [1 / 24, 1 / 12, 1 / 6],
+      [1 / 24, -1 / 12, 1 / 6],
+      [0, 0, 1],
+    ],
+    A: [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
+  },
+};
+
+const LANES = 8;
 
 /** Bytes of one intermediate held at once. */
 const PIECE_BYTES = 32 * 2 ** 20;
 
 /**
- * Whether extents allow it (vectors over four tiles), and there are tiles enough to pay for it. The
- * number of images does not count: a picture must not depend on how many others are made with it.
+ * Tile for a convolution, or `null` where another way is faster. The number of images does not
+ * count: a picture must not depend on how many others are made with it.
  */
-export function winogradFits(x: readonly number[], output: readonly number[]): boolean {
+export function winogradFor(
+  least: Variants["winograd"],
+  x: readonly number[],
+  output: readonly number[],
+): 2 | 4 | null {
   const [, C] = x;
   const [, O, outH, outW] = output;
-  return outW % 8 === 0 && O % 4 === 0 && C >= 8 && O >= 8 && outH * outW >= 64;
+  if (C < 8 || O < 8) return null;
+  if (outW % 16 === 0 && outH * outW >= least.four) return 4;
+  return outW % 8 === 0 && outH * outW >= least.two ? 2 : null;
+}
+
+/** How the outputs are cut into groups of four tiles side by side. */
+interface Tiling {
+  readonly m: 2 | 4;
+  /** Edge of a transformed tile. */
+  readonly t: number;
+  /** Groups in a row, rows of tiles in an image. */
+  readonly groupsX: number;
+  readonly tilesY: number;
 }
 
 /** Enqueues the transforms and the products. */
 export function winograd(
-  { device, dispatch, temporary }: Pick<Launch<unknown>, "device" | "dispatch" | "temporary">,
+  { device, dispatch, temporary }: GemmLaunch,
+  m: 2 | 4,
   convolution: WinogradConvolution,
 ): void {
-  const { x, weight, output } = convolution;
+  const { x, output } = convolution;
   const [B, C] = x.shape;
   const [, O, outH, outW] = output.shape;
-  const filters = temporary([TAPS, C, O], "f32");
-  transformFilters(dispatch, weight, filters);
-  // Groups of four tiles, in the order of the output.
-  const groups = B * Math.ceil(outH / 2) * outW / 8;
-  const groupBytes = TAPS * 4 * 4;
+  const tiling = { m, t: m + 2, groupsX: outW / (4 * m), tilesY: Math.ceil(outH / m) };
+  const taps = tiling.t ** 2;
+  const depth = Math.ceil(C / 4) * 4;
+  const groups = B * tiling.tilesY * tiling.groupsX;
   const limit = Math.min(PIECE_BYTES, device.gpu.limits.maxStorageBufferBindingSize);
-  const most = Math.max(1, Math.floor(limit / (groupBytes * Math.max(C, O))));
+  const most = Math.max(1, Math.floor(limit / (taps * 16 * Math.max(C, O))));
+  // Filters grow by 16/9 or 4, and wide layers' do not fit into one binding.
+  const panels = Math.ceil(O / PANEL);
+  const panelsAtOnce = Math.max(1, Math.floor(2 * limit / (taps * depth * PANEL * 4)));
+  let filters: Tensor | null = null;
   for (let first = 0; first < groups; first += most) {
     const count = Math.min(most, groups - first);
-    const tiles = temporary([TAPS, C, 4 * count], "f32");
-    const sums = temporary([TAPS, O, 4 * count], "f32");
-    transformInput(dispatch, convolution, tiles, first);
-    gemm({ device, dispatch }, {
-      a: { tensor: filters, offset: 0, major: 1, step: O, batch: [C * O] },
-      b: { tensor: tiles, offset: 0, major: 1, step: 4 * count, batch: [C * 4 * count] },
-      out: { tensor: sums, offset: 0, major: 4 * count, batch: O * 4 * count },
-      M: O,
-      N: 4 * count,
-      K: C,
-      batch: [TAPS],
-      bias: null,
-      biasAxis: "row",
-      embedding: null,
-      firstMatrix: 0,
-      residual: null,
-      activation: "none",
-    });
-    transformOutput(dispatch, convolution, sums, first);
+    // Columns of the products, in panels as these want them.
+    const inPanels = 4 * count >= COLUMNS;
+    const tiles = temporary(
+      inPanels ? [taps, Math.ceil(4 * count / COLUMNS), depth, COLUMNS] : [taps, C, 4 * count],
+      "f32",
+    );
+    const sums = temporary([taps, O, 4 * count], "f32");
+    transformInput(dispatch, convolution, tiling, tiles, { first, count });
+    for (let panel = 0; panel < panels; panel += panelsAtOnce) {
+      if (!filters || panelsAtOnce < panels) {
+        const shape = [taps, Math.min(panelsAtOnce, panels - panel), depth, PANEL];
+        if (filters?.shape[1] !== shape[1]) {
+          filters = temporary(shape, "f32", panelReserve(shape, "f32"));
+        }
+        transformFilters(dispatch, convolution, tiling, filters, panel);
+      }
+      const firstOutput = panel * PANEL;
+      gemm({ device, dispatch, temporary }, {
+        a: { panels: filters, matrices: taps },
+        b: inPanels
+          ? { panels: tiles, matrices: taps }
+          : { tensor: tiles, offset: 0, major: 1, step: 4 * count, batch: [C * 4 * count] },
+        out: {
+          tensor: sums,
+          offset: firstOutput * 4 * count,
+          major: 4 * count,
+          batch: O * 4 * count,
+        },
+        M: Math.min(panelsAtOnce * PANEL, O - firstOutput),
+        N: 4 * count,
+        K: C,
+        batch: [taps],
+        bias: null,
+        biasAxis: "row",
+        embedding: null,
+        firstMatrix: 0,
+        residual: null,
+        activation: "none",
+      });
+    }
+    transformOutput(dispatch, convolution, tiling, sums, first);
   }
 }
 
-type Dispatching = Launch<unknown>["dispatch"];
+type Dispatching = GemmLaunch["dispatch"];
 
-const four = [0, 1, 2, 3];
+const upTo = (n: number) => Array.from({ length: n }, (_, i) => i);
 
-/** `U = G g Gᵀ` for every pair of channels; four output channels an invocation. */
-function transformFilters(dispatch: Dispatching, weight: Tensor, filters: Tensor): void {
-  const [, C, O] = filters.shape;
-  const row = (a: string, b: string, c: string) => [
-    a,
-    `0.5 * (${a} + ${b} + ${c})`,
-    `0.5 * (${a} - ${b} + ${c})`,
-    c,
-  ];
+/** WGSL: `Σ row[i] · terms[i]`. */
+function combination(row: readonly number[], terms: readonly string[]): string {
+  const parts = row.map((factor, i) =>
+    factor === 0
+      ? ""
+      : factor === 1
+      ? `+ ${terms[i]}`
+      : factor === -1
+      ? `- ${terms[i]}`
+      : `${factor < 0 ? "-" : "+"} ${Math.abs(factor)} * ${terms[i]}`
+  ).filter((part) => part !== "");
+  return parts.join(" ").replace(/^\+ /, "");
+}
+
+/** `U = G g Gᵀ` for every pair of channels; a workgroup has the outputs of a panel. */
+function transformFilters(
+  dispatch: Dispatching,
+  { x, panels }: WinogradConvolution,
+  { m, t }: Tiling,
+  filters: Tensor,
+  firstPanel: number,
+): void {
+  const [, count, depth] = filters.shape;
+  const { G } = TRANSFORMS[m];
+  const three = upTo(3);
   dispatch({
-    variant: "winograd filters",
-    read: { weight: vectors(weight) },
+    variant: `winograd filters ${m}`,
+    read: { weight: vectors(panels) },
     write: { filters: vectors(filters) },
-    params: { C: u32(C), O: u32(O / 4) },
+    params: {
+      t: u32(t),
+      C: u32(x.shape[1]),
+      depth: u32(depth),
+      firstPanel: u32(firstPanel),
+      weightDepth: u32(panels.shape[panels.shape.length - 2]),
+      plane: u32(count * depth * PANEL / 4),
+    },
     workgroup: [LANES, 1, 1],
-    workgroups: [Math.ceil(O / 4 / LANES), C, 1],
+    workgroups: [count, depth, 1],
     main: () => `
-      let o = wg.x * ${LANES}u + lane;
-      if (o >= p.O) { return; }
+      var at = (wg.x * p.depth + wg.y) * ${PANEL / 4}u + lane;
+      // The panels are filled up with zeros.
+      let first = ((p.firstPanel + wg.x) * p.weightDepth + min(wg.y, p.C - 1u) * 9u) * ${
+      PANEL / 4
+    }u + lane;
+      let there = select(0.0, 1.0, wg.y < p.C);
       ${
-      Array.from(
-        { length: 9 },
-        (_, i) => `let g${i} = vec4f(weight[(wg.y * 9u + ${i}u) * p.O + o]);`,
-      ).join("\n")
+      upTo(9).map((i) => `let g${i} = there * vec4f(weight[first + ${i * PANEL / 4}u]);`)
+        .join("\n")
     }
-      ${
-      [0, 1, 2].map((v) =>
-        row(`g${v}`, `g${3 + v}`, `g${6 + v}`).map((e, i) => `let r${i}${v} = ${e};`).join("\n")
-      ).join("\n")
+      var factors = array<vec3f, ${t}>(${G.map((row) => `vec3f(${row.join(", ")})`).join(", ")});
+      // Drivers would unroll loops of known length, and compile the result for seconds.
+      for (var i = 0u; i < p.t; i++) {
+        let f = factors[i];
+        ${
+      three.map((v) => `let r${v} = f.x * g${v} + f.y * g${3 + v} + f.z * g${6 + v};`).join("\n")
     }
-      var at = wg.y * p.O + o;
-      ${
-      four.flatMap((i) =>
-        row(`r${i}0`, `r${i}1`, `r${i}2`)
-          .map((e) => `filters[at] = ${e}; at += p.C * p.O;`)
-      ).join("\n")
-    }`,
+        ${
+      upTo(t).map((j) => `
+        filters[at] = ${combination(G[j], three.map((v) => `r${v}`))}; at += p.plane;`).join("")
+    }
+      }`,
   });
 }
 
 /** `V = Bᵀ d B` for four neighbouring tiles of one channel. */
 function transformInput(
   dispatch: Dispatching,
-  { x, output, top, left }: WinogradConvolution,
+  { x, top, left }: WinogradConvolution,
+  { m, t, groupsX, tilesY }: Tiling,
   tiles: Tensor,
-  first: number,
+  { first, count: groups }: { first: number; count: number },
 ): void {
   const [, C, H, W] = x.shape;
-  const [, , outH, outW] = output.shape;
-  const groups = tiles.shape[2] / 4;
-  const fold = (a: string[]) => [
-    `${a[0]} - ${a[2]}`,
-    `${a[1]} + ${a[2]}`,
-    `${a[2]} - ${a[1]}`,
-    `${a[1]} - ${a[3]}`,
-  ];
+  const { B } = TRANSFORMS[m];
+  // Four tiles are a vector; `wide` vectors of a channel lie side by side.
+  const inPanels = tiles.shape.length === 4;
+  const wide = inPanels ? COLUMNS / 4 : groups;
+  const depth = inPanels ? tiles.shape[2] : C;
+  // With a border of one the four tiles begin at a multiple of four pixels: whole vectors.
+  const aligned = left === 1 && W % 4 === 0;
+  const width = 4 * m + 2;
+  const names = upTo(width).map((i) => `x${i}`);
+  const load = aligned
+    ? `
+        let line4 = (line + column) / 4u;
+        ${
+      upTo(m).map((i) => `let q${i} = select(vec4f(), vec4f(xs[line4 + ${i}u]), inside);`).join(
+        "\n",
+      )
+    }
+        let x0 = select(0.0, f32(x[line + max(column, 1u) - 1u]), inside && column > 0u);
+        ${upTo(4 * m).map((i) => `let x${i + 1} = q${i >> 2}.${"xyzw"[i & 3]};`).join("\n")}
+        let x${width - 1} = select(0.0, f32(x[line + min(column + ${4 * m}u, p.W - 1u)]),
+          inside && column + ${4 * m}u < p.W);`
+    : `
+        var window = array<f32, ${width}>();
+        for (var i = 0u; i < ${width}u; i++) {
+          let c = column - p.left + i;
+          window[i] = select(0.0, f32(x[line + min(c, p.W - 1u)]), inside && c < p.W);
+        }
+        ${names.map((name, i) => `let ${name} = window[${i}];`).join("\n")}`;
   dispatch({
-    variant: "winograd input",
-    read: { x: scalars(x) },
+    variant: `winograd input ${m} ${aligned}`,
+    read: { x: scalars(x), ...(aligned ? { xs: vectors(x) } : {}) },
     write: { tiles: vectors(tiles) },
     params: {
       first: u32(first),
       groups: u32(groups),
-      groupsX: u32(outW / 8),
-      tilesY: u32(Math.ceil(outH / 2)),
+      t: u32(t),
+      groupsX: u32(groupsX),
+      tilesY: u32(tilesY),
+      wide: u32(wide),
+      depth: u32(depth),
+      plane: u32(tiles.size / 4 / (t * t)),
       C: u32(C),
       H: u32(H),
       W: u32(W),
@@ -169,34 +292,35 @@ function transformInput(
       let row = g / p.groupsX;
       let plane = (row / p.tilesY * p.C + wg.y) * p.H * p.W;
       // Unsigned: what lies before the first row or column wraps to a large number.
-      let y = row % p.tilesY * 2u - p.top;
-      let left = g % p.groupsX * 8u - p.left;
-      ${
-      four.map((r) => `
-      let y${r} = y + ${r}u;
-      let line${r} = plane + min(y${r}, p.H - 1u) * p.W;
-      ${
-        Array.from({ length: 10 }, (_, i) =>
-          `let x${r}_${i} = select(0.0, f32(x[line${r} + min(left + ${i}u, p.W - 1u)]),
-            y${r} < p.H && left + ${i}u < p.W);`).join("\n")
+      let y = row % p.tilesY * ${m}u - p.top;
+      let column = g % p.groupsX * ${4 * m}u;
+      // Drivers would unroll loops of known length, and compile the result for ten seconds.
+      var rows = array<vec4f, ${t * t}>();
+      for (var r = 0u; r < p.t; r++) {
+        let inside = y + r < p.H;
+        let line = plane + min(y + r, p.H - 1u) * p.W;
+        ${load}
+        ${
+      upTo(t).map((j) => `let d${j} = vec4f(${upTo(4).map((n) => names[m * n + j]).join(", ")});`)
+        .join("\n")
+    }
+        ${
+      upTo(t).map((j) =>
+        `rows[r * ${t}u + ${j}u] = ${combination(B[j], upTo(t).map((i) => `d${i}`))};`
+      )
+        .join("\n")
+    }
       }
-      ${
-        four.map((j) =>
-          `let d${r}${j} = vec4f(${four.map((n) => `x${r}_${2 * n + j}`).join(", ")});`
-        ).join("\n")
-      }`).join("\n")
-    }
-      ${
-      four.map((j) =>
-        fold(four.map((r) => `d${r}${j}`)).map((e, i) => `let t${i}${j} = ${e};`).join("\n")
+      let to = (group / p.wide * p.depth + wg.y) * p.wide + group % p.wide;
+      for (var j = 0u; j < p.t; j++) {
+        ${upTo(t).map((r) => `let r${r} = rows[j + ${r * t}u];`).join("\n")}
+        let at = to + j * p.plane;
+        ${
+      upTo(t).map((i) =>
+        `tiles[at + ${i * t}u * p.plane] = ${combination(B[i], upTo(t).map((r) => `r${r}`))};`
       ).join("\n")
     }
-      var at = wg.y * p.groups + group;
-      ${
-      four.flatMap((i) =>
-        fold(four.map((j) => `t${i}${j}`)).map((e) => `tiles[at] = ${e}; at += p.C * p.groups;`)
-      ).join("\n")
-    }`,
+      }`,
   });
 }
 
@@ -204,37 +328,42 @@ function transformInput(
 function transformOutput(
   dispatch: Dispatching,
   { output, bias, embedding, residual, activation }: WinogradConvolution,
+  { m, t, groupsX, tilesY }: Tiling,
   sums: Tensor,
   first: number,
 ): void {
-  const [, O, outH, outW] = output.shape;
+  const [, O, outH] = output.shape;
+  const { A } = TRANSFORMS[m];
   const groups = sums.shape[2] / 4;
   const extras = {
     ...(bias ? { bias: scalars(bias) } : {}),
     ...(embedding ? { embedding: scalars(embedding) } : {}),
     ...(residual ? { residual: vectors(residual) } : {}),
   };
+  // A row of outputs: from vectors over the tiles to vectors over the pixels.
+  const pixels = upTo(m).map((i) => {
+    const four = upTo(4).map((n) => {
+      const pixel = 4 * i + n;
+      return `o${pixel % m}.${"xyzw"[Math.floor(pixel / m)]}`;
+    });
+    return `vec4f(${four.join(", ")})`;
+  });
   dispatch({
-    variant: `winograd output ${Object.keys(extras)} ${activation}`,
+    variant: `winograd output ${m} ${Object.keys(extras)} ${activation}`,
     read: { sums: vectors(sums), ...extras },
     write: { out: vectors(output) },
     params: {
       first: u32(first),
       groups: u32(groups),
-      groupsX: u32(outW / 8),
-      tilesY: u32(Math.ceil(outH / 2)),
+      t: u32(t),
+      m: u32(m),
+      groupsX: u32(groupsX),
+      tilesY: u32(tilesY),
       O: u32(O),
       outH: u32(outH),
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), O, 1],
-    declarations: () => `
-      fn store(at: u32, base: f32, sum: vec4f) {
-        var v = sum + base;
-        ${residual ? `v += vec4f(residual[at]);` : ""}
-        ${activation === "silu" ? `v = v / (1.0 + exp(-v));` : ""}
-        out[at] = out_t(v);
-      }`,
     main: () => `
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }
@@ -242,32 +371,36 @@ function transformOutput(
       let row = g / p.groupsX;
       let b = row / p.tilesY;
       let o = wg.y;
-      var at = o * p.groups + group;
-      ${
-      four.flatMap((i) => four.map((j) => `let m${i}${j} = sums[at]; at += p.O * p.groups;`)).join(
-        "\n",
-      )
+      let step = p.O * p.groups;
+      var columns = array<vec4f, ${m * t}>();
+      for (var j = 0u; j < p.t; j++) {
+        let at = o * p.groups + group + j * step;
+        ${upTo(t).map((i) => `let m${i} = sums[at + ${i * t}u * step];`).join("\n")}
+        ${
+      upTo(m).map((u) =>
+        `columns[${u * t}u + j] = ${combination(A[u], upTo(t).map((i) => `m${i}`))};`
+      ).join("\n")
     }
-      ${
-      four.map((j) => `
-      let s0${j} = m0${j} + m1${j} + m2${j};
-      let s1${j} = m1${j} - m2${j} - m3${j};`).join("")
-    }
+      }
       let base = 0.0 ${bias ? `+ f32(bias[o])` : ""}
         ${embedding ? `+ f32(embedding[b * p.O + o])` : ""};
-      let y = row % p.tilesY * 2u;
-      let to = ((b * p.O + o) * p.outH + y) * p.groupsX * 2u + g % p.groupsX * 2u;
-      for (var r = 0u; r < 2u; r++) {
-        if (y + r >= p.outH) { break; }
-        let s0 = select(s00, s10, r == 1u);
-        let s1 = select(s01, s11, r == 1u);
-        let s2 = select(s02, s12, r == 1u);
-        let s3 = select(s03, s13, r == 1u);
-        let even = s0 + s1 + s2;
-        let odd = s1 - s2 - s3;
-        let line = to + r * p.groupsX * 2u;
-        store(line, base, vec4f(even.x, odd.x, even.y, odd.y));
-        store(line + 1u, base, vec4f(even.z, odd.z, even.w, odd.w));
+      let y = row % p.tilesY * ${m}u;
+      let to = ((b * p.O + o) * p.outH + y) * p.groupsX * ${m}u + g % p.groupsX * ${m}u;
+      for (var u = 0u; u < p.m; u++) {
+        if (y + u >= p.outH) { break; }
+        ${upTo(t).map((j) => `let s${j} = columns[u * ${t}u + ${j}u];`).join("\n")}
+        ${
+      upTo(m).map((v) => `let o${v} = base + ${combination(A[v], upTo(t).map((j) => `s${j}`))};`)
+        .join("\n")
+    }
+        var pixels = array<vec4f, ${m}>(${pixels.join(", ")});
+        for (var i = 0u; i < p.m; i++) {
+          let at = to + u * p.groupsX * ${m}u + i;
+          var v = pixels[i];
+          ${residual ? `v += vec4f(residual[at]);` : ""}
+          ${activation === "silu" ? `v = v / (1.0 + exp(-v));` : ""}
+          out[at] = out_t(v);
+        }
       }`,
   });
 }

@@ -8,7 +8,15 @@
 import { fileSystem, openByteSource } from "../core/byte_source.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { openSafetensors, type SafetensorsFile } from "../core/safetensors.ts";
-import type { Json } from "./config.ts";
+import {
+  clipTextConfig,
+  type Json,
+  type ModelDefaults,
+  modelDefaults,
+  unetConfig,
+  vaeConfig,
+} from "./config.ts";
+import type { Part, PartConfigs } from "./sd15.ts";
 import type { WeightSource } from "./weights.ts";
 
 /** A folder on disk (path) or anywhere (URL). */
@@ -159,8 +167,7 @@ export async function readModelIndex(folder: Location): Promise<Json> {
   if (await exists(folder)) {
     throw new InputError(
       `${path}: a model is a folder in diffusers' layout (with model_index.json, unet/, vae/, ` +
-        `text_encoder/, tokenizer/, scheduler/); this is a single file. Save it as a folder with ` +
-        `StableDiffusionPipeline.from_single_file(…).save_pretrained(…)`,
+        `text_encoder/, tokenizer/, scheduler/) or a single .safetensors file; this is another file`,
     );
   }
   const parts = await folderNames(path);
@@ -172,6 +179,100 @@ export async function readModelIndex(folder: Location): Promise<Json> {
       : `${path}: no such model folder; give the path of a diffusers folder, ` +
         `or leave --model out to use the built-in model`,
   );
+}
+
+/** A checkpoint, found and described; its weights are not read yet. */
+export interface Checkpoint {
+  /** What messages call it. */
+  readonly name: string;
+  /** What its parts are. */
+  readonly configs: PartConfigs;
+  /** The content of `scheduler_config.json`. */
+  readonly schedulerConfig: Json;
+  /** Settings that suit it. */
+  readonly defaults: ModelDefaults;
+  /** Folder with `vocab.json` and `merges.txt`. */
+  readonly tokenizer: Location;
+  /** Opens the weights of a part. */
+  open(part: Part): Promise<WeightSource>;
+  /** Closes what is open for all parts. */
+  close(): Promise<void>;
+}
+
+/**
+ * Opens a diffusers folder.
+ *
+ * @param tokenizer Folder with `vocab.json` and `merges.txt`, if not the checkpoint's own.
+ * @throws {InputError} if there is no such folder.
+ * @throws {WeightError} if a configuration is damaged or of another architecture.
+ */
+export async function openFolder(
+  folder: Location,
+  tokenizer: Location = inside(folder, "tokenizer"),
+): Promise<Checkpoint> {
+  await readModelIndex(folder);
+  const configs = await readConfigs(folder);
+  const config = inside(inside(folder, "scheduler"), "scheduler_config.json");
+  return {
+    name: String(folder),
+    configs,
+    schedulerConfig: await exists(config) ? await readJson(config) : {},
+    defaults: await readDefaults(folder),
+    tokenizer,
+    open: (part) =>
+      openWeights(
+        inside(folder, part),
+        part === "text_encoder" ? "model" : "diffusion_pytorch_model",
+      ),
+    close: () => Promise.resolve(),
+  };
+}
+
+/**
+ * Reads the configurations of a diffusers folder's parts.
+ *
+ * @throws {InputError} if one is missing.
+ * @throws {WeightError} if one is damaged or of another architecture.
+ */
+export async function readConfigs(folder: Location): Promise<PartConfigs> {
+  const read = async <T>(part: Part, check: (json: Json, file: string) => T): Promise<T> => {
+    const file = inside(inside(folder, part), "config.json");
+    return check(await readJson(file), String(file));
+  };
+  return {
+    text_encoder: await read("text_encoder", clipTextConfig),
+    unet: await read("unet", unetConfig),
+    vae: await read("vae", vaeConfig),
+  };
+}
+
+/** Settings that suit a model: those of `framezero.json` in its folder, else the paper's. */
+export async function readDefaults(folder: Location | null): Promise<ModelDefaults> {
+  const file = folder === null ? null : inside(folder, "framezero.json");
+  const json = file !== null && await exists(file) ? await readJson(file) : {};
+  return modelDefaults(json, String(file));
+}
+
+/**
+ * Checks that the parts of a checkpoint were made for each other.
+ *
+ * @throws {WeightError} saying which two do not fit.
+ */
+export function checkTogether({ name, configs }: Pick<Checkpoint, "name" | "configs">): void {
+  const { unet, text_encoder: text, vae } = configs;
+  const apart = (what: string) =>
+    new WeightError(`${name}: ${what}; these parts do not belong together`);
+  if (unet.crossAttentionDim !== text.hiddenSize) {
+    throw apart(
+      `the UNet wants a text of width ${unet.crossAttentionDim}, the text encoder makes ` +
+        `${text.hiddenSize}`,
+    );
+  }
+  if (unet.outChannels !== vae.latentChannels) {
+    throw apart(
+      `the UNet makes latents of ${unet.outChannels} channels, the VAE has ${vae.latentChannels}`,
+    );
+  }
 }
 
 /** Names in a folder on disk, or `null` if there is none. */

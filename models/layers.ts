@@ -8,11 +8,11 @@
 import type { Tensor } from "../core/tensor.ts";
 import {
   channelLinear,
+  type ChannelLinearOptions,
   conv2d,
   type Conv2dOptions,
   groupNorm,
   layerNorm,
-  type LinearOptions,
 } from "../kernels/mod.ts";
 import type { Weights } from "./weights.ts";
 
@@ -20,13 +20,13 @@ import type { Weights } from "./weights.ts";
 export type Layer = (x: Tensor) => Tensor;
 
 /** A linear layer on channel-major tokens, `[B, K, N] → [B, M, N]`. */
-export type Linear = (x: Tensor, options?: LinearOptions) => Tensor;
+export type Linear = (x: Tensor, options?: ChannelLinearOptions) => Tensor;
 
 /** Linear layer (`torch.nn.Linear`), or a 1×1 convolution on tokens: the same product. */
 export function linear(w: Weights, K: number, M: number, { bias = true } = {}): Linear {
   const weight = w.packed("weight", [M, K]);
   const b = bias ? w.tensor("bias", [M]) : null;
-  return (x, options) => channelLinear(x, weight, b, options);
+  return (x, options) => channelLinear(x, weight, b, { outputs: M, ...options });
 }
 
 /** A convolution whose window and step are fixed. */
@@ -46,7 +46,7 @@ export function conv(
   const weight = w.packed("weight", [outputs, channels, size, size]);
   const bias = w.tensor("bias", [outputs]);
   return w.module((x: Tensor, options = {}) =>
-    conv2d(x, weight, bias, { kernel: [size, size], stride, padding, ...options })
+    conv2d(x, weight, bias, { kernel: [size, size], outputs, stride, padding, ...options })
   );
 }
 

@@ -32,6 +32,16 @@ export {
   vaeConfig,
 } from "./config.ts";
 export { ldmToDiffusers, type StoredName } from "./ldm_names.ts";
+export {
+  type Header,
+  type Holding,
+  type Inspection,
+  inspectTensors,
+  type ModelKind,
+} from "./inspect.ts";
+export { describeInspection } from "./inspect_text.ts";
+export type { Part, PartConfigs } from "./sd15.ts";
+export type { SingleFileOptions } from "./single_file.ts";
 export { BUILT_IN, type LoadOptions, StableDiffusion } from "./stable_diffusion.ts";
 export { type ControlResiduals, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
 export { AutoencoderKL, type LatentDistribution } from "./vae.ts";

@@ -10,35 +10,34 @@ import type { DType } from "../core/dtype.ts";
 import { WeightError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { AutoencoderKL } from "./vae.ts";
-import {
-  exists,
-  inside,
-  type Location,
-  openWeights,
-  readJson,
-  readModelIndex,
-} from "./checkpoint.ts";
+import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
 import { ClipTextModel } from "./clip_text.ts";
 import { ClipTokenizer } from "./clip_tokenizer.ts";
-import {
-  clipTextConfig,
-  type Json,
-  type ModelDefaults,
-  modelDefaults,
-  unetConfig,
-  vaeConfig,
-} from "./config.ts";
+import type { Json, ModelDefaults } from "./config.ts";
+import type { Part } from "./sd15.ts";
+import { isSingleFile, openSingleFile, type SingleFileOptions } from "./single_file.ts";
 import { UNet2DConditionModel } from "./unet.ts";
+import type { ModelOptions, WeightSource } from "./weights.ts";
 
 /** How to load a checkpoint. */
-export interface LoadOptions {
+export interface LoadOptions extends SingleFileOptions {
   /** Device to load to. Default: a new one, which {@link StableDiffusion.dispose} closes. */
   device?: Device;
   /** Type of weights and activations. Default `"f32"`. */
   dtype?: DType;
   /** Called with the name of each part before it is loaded. */
   onPart?: (part: string) => void;
+  /** Called as bytes of a part arrive on the device. */
+  onProgress?: (part: string, bytes: number, total: number) => void;
 }
+
+/** What a checkpoint is made of. */
+export type StableDiffusionParts =
+  & Pick<
+    StableDiffusion,
+    "device" | "textEncoder" | "unet" | "vae" | "tokenizer" | "schedulerConfig" | "defaults"
+  >
+  & Partial<Pick<StableDiffusion, "source">>;
 
 /** Where the built-in model lies. */
 export const BUILT_IN: URL = new URL("./tiny-shapes/", import.meta.url);
@@ -66,20 +65,7 @@ export class StableDiffusion {
   readonly source: string;
   readonly #ownsDevice: boolean;
 
-  private constructor(
-    parts: Pick<
-      StableDiffusion,
-      | "device"
-      | "tokenizer"
-      | "textEncoder"
-      | "unet"
-      | "vae"
-      | "schedulerConfig"
-      | "defaults"
-      | "source"
-    >,
-    ownsDevice: boolean,
-  ) {
+  private constructor(parts: StableDiffusionParts, ownsDevice: boolean) {
     this.device = parts.device;
     this.tokenizer = parts.tokenizer;
     this.textEncoder = parts.textEncoder;
@@ -87,93 +73,50 @@ export class StableDiffusion {
     this.vae = parts.vae;
     this.schedulerConfig = parts.schedulerConfig;
     this.defaults = parts.defaults;
-    this.source = parts.source;
+    this.source = parts.source ?? "parts";
     this.#ownsDevice = ownsDevice;
   }
 
+  /** Puts models together that have been loaded one by one; disposing of it frees them. */
+  static of(parts: StableDiffusionParts): StableDiffusion {
+    return new StableDiffusion(parts, false);
+  }
+
   /**
-   * Loads a diffusers folder.
+   * Loads a checkpoint: a diffusers folder, or a single `.safetensors` file with the names of the
+   * original code.
    *
-   * @param location Path or URL of the folder; default: the built-in model.
+   * @param location Path or URL of the folder or file; default: the built-in model.
    * @throws {InputError} if there is no such model.
-   * @throws {WeightError} if it is damaged, incomplete or of another architecture.
+   * @throws {WeightError} if it is damaged, incomplete or of another architecture, if its parts do
+   * not belong together, or if there is no vocabulary.
    */
   static async load(
     location: Location = BUILT_IN,
-    { device: given, dtype = "f32", onPart = () => {} }: LoadOptions = {},
+    options: LoadOptions = {},
   ): Promise<StableDiffusion> {
-    await readModelIndex(location);
-    const device = given ?? await openDevice();
-    const loaded: { dispose(): void }[] = [];
-    const part = async <T extends { dispose(): void }>(
-      name: string,
-      stem: "model" | "diffusion_pytorch_model",
-      load: (
-        folder: Location,
-        source: Awaited<ReturnType<typeof openWeights>>,
-        json: Json,
-        file: string,
-      ) => Promise<T>,
-    ): Promise<T> => {
-      onPart(name);
-      const folder = inside(location, name);
-      const file = inside(folder, "config.json");
-      const json = await readJson(file);
-      const source = await openWeights(folder, stem);
-      try {
-        const model = await load(folder, source, json, String(file));
-        loaded.push(model);
-        return model;
-      } finally {
-        await source.close();
-      }
-    };
+    const checkpoint = isSingleFile(location)
+      ? await openSingleFile(location, options)
+      : await openFolder(location, options.tokenizer);
     try {
-      const textEncoder = await part(
-        "text_encoder",
-        "model",
-        (_, source, json, file) =>
-          ClipTextModel.load(source, clipTextConfig(json, file), { device, dtype }),
-      );
-      const unet = await part(
-        "unet",
-        "diffusion_pytorch_model",
-        (_, source, json, file) =>
-          UNet2DConditionModel.load(source, unetConfig(json, file), { device, dtype }),
-      );
-      const width = textEncoder.config.hiddenSize;
-      if (unet.config.crossAttentionDim !== width) {
-        throw new WeightError(
-          `${location}: the UNet wants a text of width ${unet.config.crossAttentionDim}, the text ` +
-            `encoder makes ${width}; these parts do not belong together`,
+      checkTogether(checkpoint);
+      const tokenizer = await ClipTokenizer.load(checkpoint.tokenizer);
+      checkVocabulary(checkpoint, tokenizer);
+      const device = options.device ?? await openDevice();
+      try {
+        const models = await loadParts(checkpoint, device, options);
+        const { schedulerConfig, defaults } = checkpoint;
+        const source = location === BUILT_IN ? BUILT_IN_NAME : String(location);
+        return new StableDiffusion(
+          { device, tokenizer, ...models, schedulerConfig, defaults, source },
+          !options.device,
         );
+      } catch (error) {
+        if (!options.device) device.dispose();
+        throw error;
       }
-      const vae = await part(
-        "vae",
-        "diffusion_pytorch_model",
-        (_, source, json, file) =>
-          AutoencoderKL.load(source, vaeConfig(json, file), { device, dtype }),
-      );
-      const tokenizer = await ClipTokenizer.load(inside(location, "tokenizer"));
-      const config = inside(inside(location, "scheduler"), "scheduler_config.json");
-      const schedulerConfig = await exists(config) ? await readJson(config) : {};
-      return new StableDiffusion(
-        {
-          device,
-          tokenizer,
-          textEncoder,
-          unet,
-          vae,
-          schedulerConfig,
-          defaults: await readDefaults(location),
-          source: location === BUILT_IN ? BUILT_IN_NAME : String(location),
-        },
-        !given,
-      );
-    } catch (error) {
-      for (const model of loaded) model.dispose();
-      if (!given) device.dispose();
-      throw error;
+    } finally {
+      await checkpoint.close();
     }
   }
 
@@ -209,8 +152,60 @@ export class StableDiffusion {
   }
 }
 
-/** Those of the paper, unless the folder brings its own. */
-async function readDefaults(location: Location): Promise<ModelDefaults> {
-  const file = inside(location, "framezero.json");
-  return modelDefaults(await exists(file) ? await readJson(file) : {}, String(file));
+/** Refuses a vocabulary whose tokens the text encoder does not know. */
+function checkVocabulary({ name, configs }: Checkpoint, tokenizer: ClipTokenizer): void {
+  const { vocabSize } = configs.text_encoder;
+  const { startId, endId, padId } = tokenizer;
+  const last = Math.max(startId, endId, padId);
+  if (last < vocabSize) return;
+  throw new WeightError(
+    `${name}: the text encoder knows ${vocabSize} tokens, the tokenizer's last is number ${last}; ` +
+      `these parts do not belong together`,
+  );
+}
+
+async function loadParts(
+  checkpoint: Checkpoint,
+  device: Device,
+  { dtype = "f32", onPart, onProgress }: LoadOptions,
+): Promise<Pick<StableDiffusion, "textEncoder" | "unet" | "vae">> {
+  const { configs } = checkpoint;
+  const loaded: { dispose(): void }[] = [];
+  const load = async <Model extends { dispose(): void }>(
+    part: Part,
+    read: (source: WeightSource, options: ModelOptions) => Promise<Model>,
+  ): Promise<Model> => {
+    onPart?.(part);
+    const source = await checkpoint.open(part);
+    try {
+      const model = await read(source, {
+        device,
+        dtype,
+        onProgress: (bytes, total) => onProgress?.(part, bytes, total),
+      });
+      loaded.push(model);
+      return model;
+    } finally {
+      await source.close();
+    }
+  };
+  try {
+    return {
+      textEncoder: await load(
+        "text_encoder",
+        (source, options) => ClipTextModel.load(source, configs.text_encoder, options),
+      ),
+      unet: await load(
+        "unet",
+        (source, options) => UNet2DConditionModel.load(source, configs.unet, options),
+      ),
+      vae: await load(
+        "vae",
+        (source, options) => AutoencoderKL.load(source, configs.vae, options),
+      ),
+    };
+  } catch (error) {
+    for (const model of loaded) model.dispose();
+    throw error;
+  }
 }

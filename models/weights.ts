@@ -9,12 +9,15 @@
  */
 
 import type { Device } from "../core/device.ts";
-import { bf16ArrayToF32, type DType, f16ArrayToF32, f32ArrayToF16 } from "../core/dtype.ts";
+import type { DType } from "../core/dtype.ts";
 import { WeightError } from "../core/errors.ts";
 import type { SafetensorsFile, TensorInfo } from "../core/safetensors.ts";
-import { sameShape, type Shape, sizeOf } from "../core/shape.ts";
+import { type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { add, assign, permute } from "../kernels/mod.ts";
+import { panelReserve, panelShape } from "../kernels/panels.ts";
+import { add } from "../kernels/mod.ts";
+import { sameWeights } from "./state_dict.ts";
+import { fill } from "./weight_stream.ts";
 
 /** Where the tensors of one model lie: name → file and the name inside it. */
 export interface WeightSource {
@@ -35,6 +38,8 @@ export interface ModelOptions {
   readonly device: Device;
   /** Type of the weights. Default `"f32"`. */
   readonly dtype?: DType;
+  /** Called as tensors arrive on the device: their bytes there, and those of the whole model. */
+  readonly onProgress?: (bytes: number, total: number) => void;
 }
 
 /**
@@ -44,13 +49,13 @@ export interface ModelOptions {
  */
 export async function loadModel<Model>(
   source: WeightSource,
-  { device, dtype = "f32" }: ModelOptions,
+  { device, dtype = "f32", onProgress }: ModelOptions,
   build: (weights: Weights) => Model,
 ): Promise<Model> {
   const weights = Weights.of(device, source, dtype);
   try {
     const model = build(weights);
-    await weights.load();
+    await weights.load(onProgress);
     return model;
   } catch (error) {
     weights.dispose();
@@ -61,14 +66,11 @@ export async function loadModel<Model>(
 /** Names in checkpoints that carry no weights of ours: buffers, and training leftovers. */
 const IGNORED = /(^|\.)(position_ids|num_batches_tracked)$/;
 
-/** Bytes uploaded between two waits, so that the host never holds a model. */
-const UPLOAD_BYTES = 64 * 2 ** 20;
-
 interface Declared {
   readonly name: string;
   readonly tensor: Tensor;
-  /** Stored `[O, …]`, wanted as `[K, O]`. */
-  readonly packed: boolean;
+  /** Inputs of each output, if it is kept in panels. */
+  readonly inputs: number | null;
 }
 
 /** What all cursors into one model share. */
@@ -126,20 +128,21 @@ export class Weights {
    * @throws {WeightError} if it is missing or of another shape.
    */
   tensor(name: string, shape: Shape): Tensor {
-    return this.#declare(name, shape, shape, false);
+    return this.#declare(name, shape, shape, null);
   }
 
   /**
-   * Declares a weight stored `[O, K…]` and kept as `[K, O]`, the form in which every product of
-   * channel-major tensors reads it without a transpose.
+   * Declares a weight stored `[O, K…]` and kept in panels, `[⌈O/32⌉, ⌈K/4⌉·4, 32]`, the form in
+   * which every product of channel-major tensors reads it.
    *
    * @throws {WeightError} if it is missing or of another shape.
    */
   packed(name: string, shape: Shape): Tensor {
-    return this.#declare(name, shape, [sizeOf(shape) / shape[0], shape[0]], true);
+    const inputs = sizeOf(shape) / shape[0];
+    return this.#declare(name, shape, panelShape(shape[0], inputs), inputs);
   }
 
-  #declare(name: string, stored: Shape, kept: Shape, packed: boolean): Tensor {
+  #declare(name: string, stored: Shape, kept: Shape, inputs: number | null): Tensor {
     const { device, source, dtype, declared } = this.#model;
     const full = this.#name(name);
     const entry = source.tensors.get(full);
@@ -150,17 +153,15 @@ export class Weights {
       );
     }
     const { shape } = entry.file.tensors.get(entry.key) as TensorInfo;
-    // Linear layers are sometimes stored as 1×1 convolutions, and the other way round.
-    const squeeze = (extents: Shape) =>
-      [...extents, 0].slice(0, extents.findLastIndex((n) => n !== 1) + 1);
-    if (!sameShape(squeeze(shape), squeeze(stored))) {
+    if (!sameWeights(shape, stored)) {
       throw new WeightError(
         `${source.name}: the tensor ${full} must have shape [${stored}], it has [${shape}]; ` +
           `the configuration does not belong to these weights`,
       );
     }
-    const tensor = device.empty(kept, dtype).keep();
-    declared.set(full, { name: full, tensor, packed });
+    const reserve = inputs === null ? undefined : panelReserve(kept, dtype);
+    const tensor = device.empty(kept, dtype, reserve).keep();
+    declared.set(full, { name: full, tensor, inputs });
     return tensor;
   }
 
@@ -214,7 +215,7 @@ export class Weights {
    *
    * @throws {WeightError} if the source has tensors that nobody declared, or a file is damaged.
    */
-  async load(onProgress?: (done: number, total: number) => void): Promise<void> {
+  async load(onProgress?: ModelOptions["onProgress"]): Promise<void> {
     const { source, declared, device } = this.#model;
     const unused = [...source.tensors.keys()]
       .filter((name) => !declared.has(name) && !IGNORED.test(name));
@@ -225,27 +226,12 @@ export class Weights {
           `the configuration does not belong to these weights`,
       );
     }
-    const order = [...declared.values()].map((item) => {
-      const { file, key } = source.tensors.get(item.name)!;
-      return { ...item, file, key, info: file.tensors.get(key) as TensorInfo };
-    }).sort((a, b) => a.info.begin - b.info.begin);
-    let uploaded = 0;
+    const fillings = Array.from(declared.values(), ({ name, tensor, inputs }) => {
+      return { tensor, inputs, ...source.tensors.get(name)! };
+    });
+    const total = fillings.reduce((sum, { tensor }) => sum + tensor.bytes, 0);
     let done = 0;
-    for (const { tensor, packed, file, key, info } of order) {
-      const data = convert(await read(file, key, info), info.dtype, tensor.dtype);
-      device.scope(() => {
-        if (!packed) return device.write(tensor, data);
-        const [K, O] = tensor.shape;
-        assign(tensor, permute(device.tensor(data, [O, K], tensor.dtype), [1, 0]));
-      });
-      uploaded += tensor.bytes;
-      if (uploaded > UPLOAD_BYTES) {
-        await device.sync();
-        uploaded = 0;
-      }
-      onProgress?.(++done, order.length);
-    }
-    await device.sync();
+    await fill(device, fillings, ({ bytes }) => onProgress?.(done += bytes, total));
     device.trim();
   }
 
@@ -254,27 +240,4 @@ export class Weights {
     for (const { tensor } of this.#model.declared.values()) tensor.dispose();
     this.#model.declared.clear();
   }
-}
-
-async function read(
-  file: SafetensorsFile,
-  key: string,
-  { dtype }: TensorInfo,
-): Promise<Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>> {
-  if (dtype === "F16" || dtype === "BF16") {
-    const bytes = await file.read(key);
-    return new Uint16Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.length / 2);
-  }
-  return await file.readF32(key) as Float32Array<ArrayBuffer>;
-}
-
-function convert(
-  data: Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>,
-  stored: string,
-  wanted: DType,
-): Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer> {
-  if (data instanceof Float32Array) return wanted === "f16" ? f32ArrayToF16(data) : data;
-  if (stored === "F16") return wanted === "f16" ? data : f16ArrayToF32(data);
-  const values = bf16ArrayToF32(data);
-  return wanted === "f16" ? f32ArrayToF16(values) : values;
 }

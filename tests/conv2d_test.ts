@@ -16,7 +16,7 @@ test("pieces of a large image agree with the whole, and with the other method", 
   // Both the gathered patches (83 MB) and Winograd's tiles (34 MB) exceed what is held at once.
   const shape = [2, 32, 136, 256];
   const x = device.tensor(random.randn(shape), shape);
-  const weight = device.tensor(random.randn([288, 16]).map((v) => v / 17), [288, 16]);
+  const weight = device.tensor(random.randn([16, 32, 3, 3]).map((v) => v / 17), [16, 32, 3, 3]);
   const bias = device.tensor(random.randn([16]), [16]);
   const padding = { top: 1, bottom: 1, left: 1, right: 1 };
   const attributes = {
@@ -31,14 +31,15 @@ test("pieces of a large image agree with the whole, and with the other method", 
   const inputs = [x, weight, bias, null, null];
   const outputs = [
     run(conv2dKernel, inputs, product),
-    conv2d(x, weight, bias, { kernel: [3, 3], padding }),
+    conv2d(x, weight, bias, { padding }),
   ];
   const [gathered, winograd] = await Promise.all(outputs.map((y) => y.data()));
   let worst = 0;
   gathered.forEach((value, i) => worst = Math.max(worst, Math.abs(value - winograd[i])));
-  assert.ok(worst < 2e-5, `largest difference ${worst}`);
+  // F(4×4) rounds more coarsely than the plain sum.
+  assert.ok(worst < 1e-4, `largest difference ${worst}`);
   // One image alone is done in other pieces.
-  const second = conv2d(narrow(x, 0, 1, 1), weight, bias, { kernel: [3, 3], padding });
+  const second = conv2d(narrow(x, 0, 1, 1), weight, bias, { padding });
   const alone = await second.data();
   assert.deepEqual(alone, winograd.slice(alone.length));
   for (const t of [x, weight, bias, second, ...outputs]) t.dispose();

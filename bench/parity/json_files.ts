@@ -20,8 +20,16 @@ import {
   type SchedulerConfig,
 } from "../../mod.ts";
 import { ClipTokenizer } from "../../models/clip_tokenizer.ts";
+import { PARTS } from "../../models/sd15.ts";
 import { type Case, type CaseFile, type Outputs, Unsupported, type Wanted } from "./case.ts";
 import type { Tolerance } from "./compare.ts";
+import {
+  countChecksums,
+  countStateDicts,
+  recipeValues,
+  wantedCounts,
+  wantedValues,
+} from "./fullsize.ts";
 import { isRecord, number, numbers, type Params, record, table, text } from "./params.ts";
 
 /** Opens a JSON file; `null` if it is none of the reference files. */
@@ -38,16 +46,24 @@ function casesOf(content: Params, path: string): Case[] | null {
     return promptCases(content.prompts, path);
   }
   if (isRecord(content.prefixes)) return [ldmCase(content)];
-  const kind = UNSUPPORTED.find(({ keys }) => keys.every((key) => key in content));
-  return kind ? [unsupported(kind.op, kind.what)] : null;
+  if (["parameters", "counts", "unet"].every((key) => key in content)) {
+    const want = { tensors: integers(wantedCounts(content)) };
+    const run = () => Promise.resolve(countStateDicts(content));
+    return [fixedCase("state_dicts", "state_dicts", want, {}, run)];
+  }
+  if (["unet", "vae", "text_encoder"].every((part) => isRecord(content[part]))) {
+    const counts = PARTS.map((part) => Object.keys(record(content, part)).length);
+    const want = { tensors: integers(counts) };
+    const run: Case["run"] = (setting) => countChecksums(content, setting);
+    return [fixedCase("weights_crc32", "weights_crc32", want, {}, run)];
+  }
+  if ("unet/conv_in.weight" in content) {
+    const want = { values: floats(wantedValues(content)) };
+    const run = () => Promise.resolve(recipeValues(content));
+    return [fixedCase("recipe", "recipe", want, {}, run)];
+  }
+  return null;
 }
-
-/** Files that are known, but that nothing here can be compared with yet. */
-const UNSUPPORTED = [
-  { op: "state_dicts", keys: ["parameters", "counts", "unet"], what: "full-size weights" },
-  { op: "weights_crc32", keys: ["note", "unet", "vae", "text_encoder"], what: "full-size weights" },
-  { op: "recipe", keys: ["unet/conv_in.weight"], what: "full-size weights" },
-];
 
 function unsupported(op: string, what: string): Case {
   return fixedCase(op, op, {}, {}, () => Promise.reject(new Unsupported(what)));

@@ -5,10 +5,11 @@
  */
 
 import { join } from "node:path";
-import { type AutoencoderKL, InputError, ops, type Tensor } from "../../mod.ts";
+import { type AutoencoderKL, InputError, ops, type Shape, type Tensor } from "../../mod.ts";
 import { type FrameAttention, SELF } from "../../models/attention.ts";
 import type { Observer } from "../../models/weights.ts";
 import { type Outputs, type Setting, Unsupported } from "./case.ts";
+import { weightsFolder } from "./fullsize.ts";
 import { choice, number, text } from "./params.ts";
 import { folderOf, readInput, type StoredCase } from "./stored_case.ts";
 
@@ -26,11 +27,10 @@ export const MODEL_OPS: ReadonlyMap<string, ModelOp> = new Map(
 );
 
 /** The folder of the case's model: a small one beside the references, or a full-size one. */
-function modelFolder(test: StoredCase, { weights }: Setting, part: string): Promise<string> {
+async function modelFolder(test: StoredCase, setting: Setting, part: string): Promise<string> {
   const { params } = test;
-  if (params.model !== undefined) return folderOf(test, text(params, "model"));
-  if (weights === null) throw new Unsupported("full-size weights, given by --weights");
-  return Promise.resolve(join(weights, part));
+  if (params.model !== undefined) return await folderOf(test, text(params, "model"));
+  return join(weightsFolder(setting), part);
 }
 
 async function upload(test: StoredCase, { device }: Setting, role: string): Promise<Tensor> {
@@ -189,12 +189,20 @@ async function vaeDecode(test: StoredCase, setting: Setting): Promise<Outputs> {
     return observing(test, model, () => {
       const y = model.decode(latents);
       const size = y.shape.slice(2);
+      const patch = test.file.tensors.get(`${test.name}/y_patch`)?.shape;
       return {
         y,
+        ...(patch ? { y_patch: centre(y, patch) } : {}),
         image01: ops.clamp(ops.add(ops.mul(y, 0.5), 0.5), 0, 1),
         y_every4: ops.slice(y, [0, 0], size, [2, 3], [4, 4]),
         y_row_means: ops.mean(y, [3]),
       };
     });
   });
+}
+
+/** The middle of pictures, of the size of `shape`. */
+function centre(pictures: Tensor, shape: Shape): Tensor {
+  const from = [2, 3].map((axis) => (pictures.shape[axis] - shape[axis]) >> 1);
+  return ops.slice(pictures, from, from.map((at, k) => at + shape[2 + k]), [2, 3]);
 }

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import {
   type Clip,
   Generator,
+  InputError,
   type StableDiffusion,
   type Tensor,
   textToImage,
@@ -18,6 +19,7 @@ import {
 import { exists } from "../../models/checkpoint.ts";
 import { decodeFrame } from "../../video/clip.ts";
 import { type Outputs, type Setting, Unsupported, type Values } from "./case.ts";
+import { fullsizePipeline } from "./fullsize.ts";
 import { flag, number, numbers, table, text } from "./params.ts";
 import { folderOf, type Input, readInput, type StoredCase } from "./stored_case.ts";
 
@@ -42,7 +44,20 @@ async function pipelineOf(test: StoredCase, { models }: Setting): Promise<Stable
   if (p.pipeline !== undefined) return models.pipeline(await folderOf(test, text(p, "pipeline")));
   const beside = join(dirname(path), "pipeline");
   if (await exists(join(beside, "model_index.json"))) return models.pipeline(beside);
-  throw new Unsupported("a run with full-size weights");
+  throw new InputError("the case names no checkpoint, and there is none beside its file");
+}
+
+/** The checkpoint, and the case with its prompt: full-size cases state its token ids instead. */
+async function modelAndCase(
+  test: StoredCase,
+  setting: Setting,
+): Promise<{ sd: StableDiffusion; test: StoredCase }> {
+  const { params } = test;
+  if (params.context === undefined) return { sd: await pipelineOf(test, setting), test };
+  const { sd, prompt } = await fullsizePipeline(test, setting);
+  // "DDIM SD1.5 config": the configuration is the checkpoint's own.
+  const scheduler = text(params, "scheduler", "ddim").split(" ")[0].toLowerCase();
+  return { sd, test: { ...test, params: { ...params, prompt, scheduler } } };
 }
 
 /** What the prompts of a case become, for comparison with what it stores. */
@@ -292,8 +307,8 @@ async function runVideo(
   }
 }
 
-async function video(test: StoredCase, setting: Setting): Promise<Outputs> {
-  const sd = await pipelineOf(test, setting);
+async function video(stored: StoredCase, setting: Setting): Promise<Outputs> {
+  const { sd, test } = await modelAndCase(stored, setting);
   const { params: p } = test;
   const start = await readInput(test, "x_T");
   const noise = await readInput(test, "ddpm_noise");

@@ -1,0 +1,329 @@
+/**
+ * What a safetensors file is, judged by its header alone: which model, in whose names, how large, in
+ * which types, and what a complete Stable Diffusion 1.x checkpoint would have besides.
+ *
+ * @module
+ */
+
+import type { TensorInfo } from "../core/safetensors.ts";
+import { type Shape, sizeOf } from "../core/shape.ts";
+import { ldmToDiffusers } from "./ldm_names.ts";
+import { type Part, type PartConfigs, PARTS, SD15 } from "./sd15.ts";
+import { sameWeights, stateDicts } from "./state_dict.ts";
+
+/** The kinds of files that are told apart. */
+export type ModelKind =
+  | "sd1"
+  | "sd2"
+  | "sdxl"
+  | "inpainting"
+  | "instruct-pix2pix"
+  | "controlnet"
+  | "lora"
+  | "textual-inversion"
+  | "vae"
+  | "text-encoder"
+  | "unknown";
+
+/** How much of a model a file holds. */
+export interface Holding {
+  /** Tensors. */
+  readonly tensors: number;
+  /** Elements of these. */
+  readonly parameters: number;
+}
+
+/** What a file is. */
+export interface Inspection {
+  /** What it is. */
+  readonly kind: ModelKind;
+  /** The same in words, such as `"Stable Diffusion 1.x"`. */
+  readonly title: string;
+  /** Whose names it has: single-file checkpoints have LDM's. */
+  readonly layout: "ldm" | "diffusers" | "other";
+  /** The parts of a Stable Diffusion checkpoint that it holds. */
+  readonly parts: ReadonlyMap<Part, Holding>;
+  /** Elements of all its tensors. */
+  readonly parameters: number;
+  /** Bytes of all its tensors. */
+  readonly bytes: number;
+  /** Storage types, the commonest first, with the elements stored in each. */
+  readonly dtypes: readonly (readonly [dtype: string, parameters: number])[];
+  /** Tensors of training or bookkeeping that loading passes over, such as EMA copies. */
+  readonly ignored: number;
+  /** Whether the file was compared with what it should hold; only SD 1.x is known so well. */
+  readonly checked: boolean;
+  /** Tensors that a complete file would have, as `part/name`. */
+  readonly missing: readonly string[];
+  /** Tensors that no part has a place for, by their keys. */
+  readonly superfluous: readonly string[];
+  /** Tensors of another shape than they must have: `part/name [found] instead of [wanted]`. */
+  readonly misshapen: readonly string[];
+}
+
+/** Tensors by name. */
+export type Header = ReadonlyMap<string, TensorInfo>;
+
+/** A tensor of a known part, under the name that this part gives it. */
+export interface PlacedTensor {
+  /** The part. */
+  readonly part: Part;
+  /** The present diffusers name. */
+  readonly name: string;
+}
+
+/** Buffers, schedules and training state, by their whole keys. */
+const IGNORED =
+  /(^|\.)position_ids$|num_batches_tracked$|^model_ema\.|^first_stage_model\.loss\.|^loss\.|^(alphas|betas|sqrt_|log_one_minus|posterior_|lvlb_|logvar|scale_factor|global_step)/;
+
+const LDM_PARTS: readonly (readonly [string, Part])[] = [
+  ["model.diffusion_model.", "unet"],
+  ["first_stage_model.", "vae"],
+  ["cond_stage_model.transformer.", "text_encoder"],
+];
+
+/** Old diffusers files call the attention of the autoencoder otherwise. */
+const OLD_ATTENTION: Readonly<Record<string, string>> = {
+  query: "to_q",
+  key: "to_k",
+  value: "to_v",
+  proj_attn: "to_out.0",
+};
+
+/**
+ * Where a key of a single-file checkpoint belongs.
+ *
+ * @returns The part and the name there; `"ignored"` for what loading passes over; `"foreign"` for
+ * keys inside a part that has no such tensor.
+ */
+export function placeLdmKey(key: string): PlacedTensor | "ignored" | "foreign" {
+  if (IGNORED.test(key)) return "ignored";
+  const placed = ldmToDiffusers(key);
+  if (!placed) return LDM_PARTS.some(([prefix]) => key.startsWith(prefix)) ? "foreign" : "ignored";
+  const { part, name } = placed;
+  // Checkpoints older than transformers 4.0 lack this level.
+  const old = part === "text_encoder" && /^(embeddings|encoder|final_layer_norm)\./.test(name);
+  return { part, name: old ? `text_model.${name}` : name };
+}
+
+/** Where a key of a diffusers file of the part `part` belongs. */
+function placeDiffusersKey(part: Part, key: string): PlacedTensor | "ignored" {
+  if (IGNORED.test(key)) return "ignored";
+  const name = key.replace(
+    /(\.attentions\.\d+\.)(query|key|value|proj_attn)\./,
+    (_, module: string, old: string) => `${module}${OLD_ATTENTION[old]}.`,
+  );
+  return { part, name };
+}
+
+/** What a kind is called. */
+const TITLES: Readonly<Record<Exclude<ModelKind, "unknown">, string>> = {
+  sd1: "Stable Diffusion 1.x",
+  sd2: "Stable Diffusion 2.x",
+  sdxl: "Stable Diffusion XL",
+  inpainting: "Stable Diffusion inpainting",
+  "instruct-pix2pix": "InstructPix2Pix",
+  controlnet: "ControlNet",
+  lora: "LoRA",
+  "textual-inversion": "textual inversion (an embedding)",
+  vae: "VAE",
+  "text-encoder": "CLIP text encoder",
+};
+
+/** Other models, by a part of a key that only they have. */
+const STRANGERS: readonly (readonly [RegExp, string])[] = [
+  [/(^|\.)double_blocks\./, "FLUX or another diffusion transformer"],
+  [/(^|\.)joint_blocks\./, "Stable Diffusion 3"],
+  [/(^|\.)motion_modules\./, "an AnimateDiff motion module"],
+  [/(^|\.)(time_stack|temporal_res_block|temp_convs|temp_attentions)\./, "a video UNet"],
+  [/(^|\.)(prior|decoder_prior)\./, "a diffusion prior"],
+  [/(^|\.)ip_adapter\.|^image_proj\./, "an IP-Adapter"],
+];
+
+const LORA =
+  /[._]lora[._](up|down|A|B|mid)|_lora\.|(^|\.)(hada_w[12]_[ab]|lokr_w[12]|dora_scale)|^lora_(unet|te)/;
+
+/** What the shapes of a UNet or ControlNet say. */
+interface UNetFacts {
+  readonly inChannels: number;
+  readonly textWidth: number;
+}
+
+function unetFacts(header: Header, prefix: string): UNetFacts | null {
+  const shapeOf = (suffix: RegExp) =>
+    [...header].find(([key]) => key.startsWith(prefix) && suffix.test(key))?.[1].shape;
+  const convIn = shapeOf(/^(.*\.)?(conv_in|input_blocks\.0\.0)\.weight$/);
+  const toK = shapeOf(/attn2\.to_k\.weight$/);
+  // Without its first layer a file is incomplete, but still of its kind.
+  return toK ? { inChannels: convIn?.[1] ?? 4, textWidth: toK[1] } : null;
+}
+
+function unetKind({ inChannels, textWidth }: UNetFacts, textWidthOfSd1: number): ModelKind {
+  if (textWidth === 1024) return "sd2";
+  if (textWidth === 2048 || textWidth === 1280) return "sdxl";
+  if (textWidth !== textWidthOfSd1) return "unknown";
+  if (inChannels === 9) return "inpainting";
+  return inChannels === 8 ? "instruct-pix2pix" : "sd1";
+}
+
+interface Guess {
+  readonly kind: ModelKind;
+  readonly title: string;
+  readonly layout: Inspection["layout"];
+  /** How keys are placed, where that is known. */
+  readonly place: ((key: string) => PlacedTensor | "ignored" | "foreign") | null;
+  /** Parts that a complete file of this kind has. */
+  readonly due: readonly Part[];
+}
+
+function guess(header: Header, textWidthOfSd1: number): Guess {
+  const keys = [...header.keys()];
+  const some = (pattern: RegExp) => keys.some((key) => pattern.test(key));
+  const plain = (kind: Exclude<ModelKind, "unknown">, layout: Guess["layout"]): Guess => {
+    return { kind, title: TITLES[kind], layout, place: null, due: [] };
+  };
+  const diffusers = (kind: ModelKind, title: string, part: Part): Guess => {
+    return {
+      kind,
+      title,
+      layout: "diffusers",
+      place: (k) => placeDiffusersKey(part, k),
+      due: [part],
+    };
+  };
+  if (some(LORA)) return plain("lora", "other");
+  const stranger = STRANGERS.find(([pattern]) => some(pattern));
+  if (stranger) {
+    return { kind: "unknown", title: stranger[1], layout: "other", place: null, due: [] };
+  }
+  if (some(/(^|\.)controlnet_cond_embedding\./)) return plain("controlnet", "diffusers");
+  if (some(/(^|^control_model\.)input_hint_block\./)) return plain("controlnet", "ldm");
+  const ldm = unetFacts(header, "model.diffusion_model.");
+  if (ldm) {
+    const kind = unetKind(ldm, textWidthOfSd1);
+    if (kind === "unknown") return unknownUNet(ldm, "ldm");
+    const known = kind !== "sd2" && kind !== "sdxl";
+    return {
+      kind,
+      title: TITLES[kind],
+      layout: "ldm",
+      place: known ? placeLdmKey : null,
+      due: known ? PARTS : [],
+    };
+  }
+  const unet = some(/^(down|up)_blocks\.\d+\.attentions\./) && unetFacts(header, "");
+  if (unet) {
+    const kind = unetKind(unet, textWidthOfSd1);
+    if (kind === "unknown") return unknownUNet(unet, "diffusers");
+    if (kind === "sd2" || kind === "sdxl") {
+      return { ...plain(kind, "diffusers"), title: `${TITLES[kind]}, the UNet alone` };
+    }
+    return diffusers(kind, `${TITLES[kind]}, the UNet alone`, "unet");
+  }
+  if (some(/^(encoder|decoder)\.(down|up)_blocks\./)) return diffusers("vae", TITLES.vae, "vae");
+  if (some(/^first_stage_model\.(encoder|decoder)\./)) {
+    return { ...plain("vae", "ldm"), place: placeLdmKey, due: ["vae"] };
+  }
+  if (some(/^(encoder|decoder)\.(down|up)\.\d\.block\./)) {
+    const place = (key: string) => placeLdmKey(`first_stage_model.${key}`);
+    return { ...plain("vae", "ldm"), place, due: ["vae"] };
+  }
+  const tokens = header.get("text_model.embeddings.token_embedding.weight")?.shape;
+  if (tokens) {
+    if (tokens[1] === textWidthOfSd1) {
+      return diffusers("text-encoder", TITLES["text-encoder"], "text_encoder");
+    }
+    const title = `${TITLES["text-encoder"]} of width ${tokens[1]}, not SD 1.x's`;
+    return { ...plain("text-encoder", "diffusers"), title };
+  }
+  return embeddingOrUnknown(header, plain);
+}
+
+function unknownUNet({ textWidth }: UNetFacts, layout: Guess["layout"]): Guess {
+  const title = `a UNet for texts of width ${textWidth}, which no Stable Diffusion has`;
+  return { kind: "unknown", title, layout, place: null, due: [] };
+}
+
+/** Widths of CLIP's text encoders. */
+const TEXT_WIDTHS = [768, 1024, 1280];
+
+function embeddingOrUnknown(
+  header: Header,
+  plain: (kind: "textual-inversion", layout: "other") => Guess,
+): Guess {
+  const vectors = ({ shape }: TensorInfo) =>
+    shape.length > 0 && shape.length <= 2 && TEXT_WIDTHS.includes(shape[shape.length - 1]);
+  if (header.size > 0 && header.size <= 4 && [...header.values()].every(vectors)) {
+    return plain("textual-inversion", "other");
+  }
+  return { kind: "unknown", title: "nothing known", layout: "other", place: null, due: [] };
+}
+
+/** Channels that the first convolution has in variants of SD 1.x. */
+const IN_CHANNELS: Partial<Record<ModelKind, number>> = { inpainting: 9, "instruct-pix2pix": 8 };
+
+/**
+ * Says what a file is.
+ *
+ * @param header Its tensors, as `openSafetensors` gives them.
+ * @param configs What a complete checkpoint is measured by; default: SD 1.5.
+ */
+export function inspectTensors(header: Header, configs: PartConfigs = SD15): Inspection {
+  const { kind, title, layout, place, due } = guess(header, configs.unet.crossAttentionDim);
+  const inChannels = IN_CHANNELS[kind] ?? configs.unet.inChannels;
+  const wanted = stateDicts({ ...configs, unet: { ...configs.unet, inChannels } });
+  const found = new Map<Part, Map<string, Shape>>();
+  const superfluous: string[] = [];
+  const misshapen: string[] = [];
+  let ignored = 0;
+  for (const [key, { shape }] of place ? header : []) {
+    const placed = place!(key);
+    if (placed === "ignored") ignored++;
+    if (placed === "foreign") superfluous.push(key);
+    if (typeof placed === "string") continue;
+    const { part, name } = placed;
+    const names = found.get(part) ?? new Map<string, Shape>();
+    found.set(part, names.set(name, shape));
+    const right = wanted[part].get(name);
+    if (!right) superfluous.push(key);
+    else if (!sameWeights(shape, right)) {
+      misshapen.push(`${part}/${name} [${shape}] instead of [${right}]`);
+    }
+  }
+  const missing = due.flatMap((part) =>
+    [...wanted[part].keys()]
+      .filter((name) => !found.get(part)?.has(name))
+      .map((name) => `${part}/${name}`)
+  );
+  const parts = new Map(
+    PARTS.filter((part) => found.has(part)).map((part) => [part, holding(found.get(part)!)]),
+  );
+  return {
+    kind,
+    title,
+    layout,
+    parts,
+    ...sizes(header),
+    ignored,
+    checked: place !== null,
+    missing,
+    superfluous,
+    misshapen,
+  };
+}
+
+function holding(tensors: ReadonlyMap<string, Shape>): Holding {
+  const parameters = [...tensors.values()].reduce((sum, shape) => sum + sizeOf(shape), 0);
+  return { tensors: tensors.size, parameters };
+}
+
+function sizes(header: Header): Pick<Inspection, "parameters" | "bytes" | "dtypes"> {
+  const dtypes = new Map<string, number>();
+  let bytes = 0;
+  for (const { dtype, shape, begin, end } of header.values()) {
+    dtypes.set(dtype, (dtypes.get(dtype) ?? 0) + sizeOf(shape));
+    bytes += end - begin;
+  }
+  const sorted = [...dtypes].sort(([, a], [, b]) => b - a);
+  return { bytes, dtypes: sorted, parameters: sorted.reduce((sum, [, count]) => sum + count, 0) };
+}

@@ -1,0 +1,117 @@
+/**
+ * Single-file checkpoints of Stable Diffusion 1.x: UNet, autoencoder and text encoder in one
+ * safetensors file, with the names of the original code (LDM, CompVis).
+ *
+ * @module
+ */
+
+import { InputError, WeightError } from "../core/errors.ts";
+import { openSafetensors, type SafetensorsFile } from "../core/safetensors.ts";
+import {
+  type Checkpoint,
+  exists,
+  inside,
+  type Location,
+  readConfigs,
+  readDefaults,
+  readJson,
+} from "./checkpoint.ts";
+import type { Json } from "./config.ts";
+import { type Inspection, inspectTensors, placeLdmKey } from "./inspect.ts";
+import { type Part, SD15, SD15_SCHEDULER } from "./sd15.ts";
+import { findTokenizer, folderAround } from "./tokenizer_place.ts";
+import type { WeightSource } from "./weights.ts";
+
+/** What a single file does not hold. */
+export interface SingleFileOptions {
+  /** Folder with `vocab.json` and `merges.txt`. Default: beside the file, then the hub's cache. */
+  readonly tokenizer?: Location;
+  /** Folder in diffusers' layout whose configurations describe the file. Default: SD 1.5's. */
+  readonly config?: Location;
+}
+
+/** Whether a location names a safetensors file rather than a folder. */
+export function isSingleFile(location: Location): boolean {
+  const path = location instanceof URL
+    ? location.pathname
+    : location.replace(/^(https?:[^?#]*).*/i, "$1");
+  return /\.safetensors$/i.test(path);
+}
+
+/**
+ * Opens a single-file checkpoint and checks by its header that it is complete.
+ *
+ * @throws {InputError} if there is no such file, or it holds only a part of a checkpoint.
+ * @throws {WeightError} if it is damaged, incomplete or of another architecture, which is named.
+ */
+export async function openSingleFile(
+  location: Location,
+  { tokenizer, config }: SingleFileOptions = {},
+): Promise<Checkpoint> {
+  const file = await openSafetensors(location);
+  try {
+    const configs = config === undefined ? SD15 : await readConfigs(config);
+    refuse(file.name, inspectTensors(file.tensors, configs));
+    const folders = tokenizer === undefined
+      ? [folderAround(location), ...(config === undefined ? [] : [config])]
+      : [tokenizer];
+    return {
+      name: file.name,
+      configs,
+      schedulerConfig: config === undefined ? SD15_SCHEDULER : await readScheduler(config),
+      defaults: await readDefaults(config ?? null),
+      tokenizer: await findTokenizer(file.name, folders),
+      open: (part) => Promise.resolve(sourceOf(file, part)),
+      close: () => file.close(),
+    };
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+async function readScheduler(folder: Location): Promise<Json> {
+  const file = inside(inside(folder, "scheduler"), "scheduler_config.json");
+  return await exists(file) ? await readJson(file) : SD15_SCHEDULER;
+}
+
+/** Throws unless a file is a complete checkpoint of SD 1.x. */
+function refuse(name: string, found: Inspection): void {
+  const { kind, title, layout, missing, superfluous, misshapen } = found;
+  if (
+    layout !== "ldm" ||
+    !["sd1", "vae", "inpainting", "instruct-pix2pix", "sd2", "sdxl"].includes(kind)
+  ) {
+    throw new InputError(
+      `${name}: this is a single file that holds ${title}; a single-file model holds UNet, VAE and ` +
+        `text encoder under the names of the original code (model.diffusion_model.…). If it is a ` +
+        `part of a diffusers folder, give the folder that has model_index.json`,
+    );
+  }
+  if (kind !== "sd1") {
+    throw new WeightError(
+      `${name}: this is ${title}; framezero loads Stable Diffusion 1.x text-to-image checkpoints, ` +
+        `complete with VAE and text encoder`,
+    );
+  }
+  const faults = [
+    ["lacks", missing, "the file is incomplete: get the full version of it"],
+    ["has tensors of another shape", misshapen, "it is no Stable Diffusion 1.x"],
+    ["has tensors that belong to no part", superfluous, "it is no plain Stable Diffusion 1.x"],
+  ] as const;
+  for (const [what, names, advice] of faults) {
+    if (!names.length) continue;
+    const list = names.slice(0, 5).join(", ") + (names.length > 5 ? ", …" : "");
+    throw new WeightError(`${name}: it ${what} (${names.length}): ${list}; ${advice}`);
+  }
+}
+
+function sourceOf(file: SafetensorsFile, part: Part): WeightSource {
+  const tensors = new Map<string, { file: SafetensorsFile; key: string }>();
+  for (const key of file.tensors.keys()) {
+    const placed = placeLdmKey(key);
+    if (typeof placed !== "string" && placed.part === part) tensors.set(placed.name, { file, key });
+  }
+  // The file stays open for the other parts.
+  return { name: `${file.name}, ${part}`, tensors, close: () => Promise.resolve() };
+}
