@@ -15,6 +15,7 @@ import { BATCH, CommandQueue } from "./queue.ts";
 import { findGpu, type GpuChoice } from "./runtime.ts";
 import { type Scope, ScopeStack } from "./scope.ts";
 import { checkShape, formatShape, type Shape, sizeOf } from "./shape.ts";
+import { findSubgroupMatrix, SUBGROUP_MATRIX, type SubgroupMatrix } from "./subgroup_matrix.ts";
 import { Tensor } from "./tensor.ts";
 
 /** How to open a device. */
@@ -25,6 +26,8 @@ export interface DeviceOptions {
   memoryBudget?: number;
   /** Bytes of idle buffers kept for reuse. Default 1 GiB. */
   poolBytes?: number;
+  /** Use what is no standard yet, such as Dawn's subgroup matrices. Default false. */
+  experimental?: boolean;
 }
 
 /** What kind of device was opened. */
@@ -35,12 +38,18 @@ export interface DeviceInfo {
   readonly software: boolean;
   /** Adapter and driver. */
   readonly description: string;
+  /** Who made the adapter: a name in lower case, or a PCI number; may be empty. */
+  readonly vendor: string;
+  /** Its family, such as `"ampere"`; may be empty. */
+  readonly architecture: string;
   /** Half precision in shaders and storage. */
   readonly f16: boolean;
   /** Timestamps for the profiler. */
   readonly timestamps: boolean;
   /** Subgroup operations in shaders. */
   readonly subgroups: boolean;
+  /** Matrix units; `null` unless asked for by `experimental` and usable. */
+  readonly subgroupMatrix: SubgroupMatrix | null;
 }
 
 const GiB = 2 ** 30;
@@ -61,14 +70,17 @@ const LIMITS = [
  * @throws {GpuError} if there is no adapter; the message says what was looked for and what helps.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
-  const found = await findGpu(options.gpu ?? "auto");
+  const found = await findGpu(options.gpu ?? "auto", options);
   const { adapter } = found;
-  const wanted = ["shader-f16", "timestamp-query", "subgroups"] as const;
+  const { vendor, architecture } = adapter.info;
+  const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
+  if (options.experimental) wanted.push(SUBGROUP_MATRIX);
   const gpu = await adapter.requestDevice({
     requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
     requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
   });
-  return new Device(gpu, found, options);
+  const subgroupMatrix = await findSubgroupMatrix(gpu, adapter.info);
+  return new Device(gpu, { ...found, vendor, architecture, subgroupMatrix }, options);
 }
 
 /** An open GPU device. Made by {@link openDevice}. */
@@ -85,21 +97,25 @@ export class Device implements Disposable {
   readonly #lost: Promise<never>;
   #failure: GpuError | null = null;
   #closed = false;
+  #syncs = 0;
   #allocator: Allocator;
   #made: Set<Tensor> | null = null;
 
   /** Use {@link openDevice}. */
   constructor(
     gpu: GPUDevice,
-    found: Pick<DeviceInfo, "implementation" | "software" | "description">,
+    found: Omit<DeviceInfo, "f16" | "timestamps" | "subgroups">,
     options: DeviceOptions,
   ) {
     this.gpu = gpu;
-    const { implementation, software, description } = found;
+    const { implementation, software, description, vendor, architecture, subgroupMatrix } = found;
     this.info = {
       implementation,
       software,
       description,
+      vendor,
+      architecture,
+      subgroupMatrix,
       f16: gpu.features.has("shader-f16"),
       timestamps: gpu.features.has("timestamp-query"),
       subgroups: gpu.features.has("subgroups"),
@@ -108,7 +124,7 @@ export class Device implements Disposable {
       this.#failure ??= error;
     };
     // What the compiler says of a shader is worth more than the refusals that follow from it.
-    this.#queue = new CommandQueue(gpu, (error) => {
+    this.#queue = new CommandQueue(gpu, software, (error) => {
       this.#failure = error;
     });
     const host = {
@@ -164,8 +180,8 @@ export class Device implements Disposable {
     return tensor;
   }
 
-  /** A tensor with undefined content. */
-  empty(shape: Shape, dtype: DType = "f32"): Tensor {
+  /** A tensor with undefined content, in a buffer of at least `reserve` bytes. */
+  empty(shape: Shape, dtype: DType = "f32", reserve = 16): Tensor {
     this.check();
     if (dtype === "f16" && !this.info.f16) {
       throw new GpuError(
@@ -176,7 +192,7 @@ export class Device implements Disposable {
     const what = `a ${dtype} tensor of shape ${formatShape(shape)}`;
     const allocator = this.#allocator;
     const bytes = sizeOf(shape) * bytesPerElement(dtype);
-    const buffer = allocator.acquire(Math.max(16, bytes), what);
+    const buffer = allocator.acquire(Math.max(reserve, bytes), what);
     const release = (buffer: GPUBuffer) => allocator.release(buffer);
     const storage = { buffer, bytes, references: 1, release };
     return this.#adopt(new Tensor(this, shape, dtype, storage, 0));
@@ -241,6 +257,7 @@ export class Device implements Disposable {
     try {
       this.#queue.copy(tensor.storage.buffer, tensor.offset, staging, bytes);
       this.#queue.flush();
+      this.#syncs++;
       await this.#orLost(staging.mapAsync(GPUMapMode.READ));
       await this.#queue.settle();
       this.check();
@@ -260,6 +277,7 @@ export class Device implements Disposable {
   async sync(): Promise<void> {
     this.check();
     this.#queue.flush();
+    this.#syncs++;
     await this.#orLost(this.gpu.queue.onSubmittedWorkDone());
     await this.#queue.settle();
     this.check();
@@ -267,7 +285,8 @@ export class Device implements Disposable {
 
   async #orLost<T>(promise: Promise<T>): Promise<T> {
     try {
-      return await Promise.race([promise, this.#lost]);
+      const either = Promise.race([promise, this.#lost]);
+      return await (this.info.implementation === "dawn" ? napUntil(either) : either);
     } catch (error) {
       this.check();
       throw error;
@@ -321,9 +340,12 @@ export class Device implements Disposable {
     this.#pool.trim();
   }
 
-  /** Dispatches and submissions since the device was opened, and pipelines compiled. */
-  counts(): { dispatches: number; submissions: number; pipelines: number } {
-    return { ...this.#queue.counts, pipelines: this.#queue.pipelines };
+  /**
+   * Since the device was opened: dispatches, submissions, times that the host waited for the GPU
+   * (`read`, `sync`), and pipelines compiled.
+   */
+  counts(): { dispatches: number; submissions: number; syncs: number; pipelines: number } {
+    return { ...this.#queue.counts, syncs: this.#syncs, pipelines: this.#queue.pipelines };
   }
 
   /** Buffers for plans that never run at the same time, and so may share what lies between. */
@@ -395,6 +417,31 @@ export class Device implements Disposable {
   /** Same as {@link Device.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
+  }
+}
+
+/** Longest nap, in milliseconds: what a wait may take too long. */
+const NAP = 2;
+
+/**
+ * Waits for a promise of Dawn. Dawn asks the GPU again and again while a promise is pending, which
+ * keeps a core busy that a software adapter computes on; so the thread sleeps between two questions.
+ */
+async function napUntil<T>(promise: Promise<T>): Promise<T> {
+  const cell = new Int32Array(new SharedArrayBuffer(4));
+  let pending = true;
+  let nap = 0.05;
+  const sleep = () => {
+    if (!pending) return;
+    Atomics.wait(cell, 0, 0, nap);
+    nap = Math.min(NAP, 1.2 * nap);
+    setTimeout(sleep);
+  };
+  setTimeout(sleep);
+  try {
+    return await promise;
+  } finally {
+    pending = false;
   }
 }
 

@@ -32,8 +32,10 @@ export {
   type SafetensorsFile,
   type TensorData,
   type TensorInfo,
+  type TensorStream,
   writeSafetensors,
 } from "./safetensors.ts";
 export type { Scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
+export type { MatrixConfig, MatrixSyntax, SubgroupMatrix } from "./subgroup_matrix.ts";
 export { type Storage, Tensor } from "./tensor.ts";

@@ -11,8 +11,13 @@ export const UNIFORM_BYTES = 256;
 
 /** Identifies the shader of a dispatch: equal keys mean equal text. */
 export function shaderKey(kernel: string, dispatch: Dispatch): string {
-  let key = `${kernel}|${dispatch.variant}|${dispatch.workgroup}`;
-  for (const name in dispatch.read) key += `|${name}:${dispatch.read[name].type}`;
+  let key = `${dispatch.family ?? kernel}${
+    dispatch.foldable ? " folded" : ""
+  }|${dispatch.variant}|${dispatch.workgroup}`;
+  for (const name in dispatch.read) {
+    const { type, uniform } = dispatch.read[name];
+    key += `|${name}:${type}${uniform ? ` ${uniform}` : ""}`;
+  }
   for (const name in dispatch.write) key += `|${name}:${dispatch.write[name].type}`;
   return key;
 }
@@ -22,10 +27,12 @@ export function shaderText(dispatch: Dispatch): string {
   const lines: string[] = [];
   let binding = 0;
   const declare = (access: string, arrays: Dispatch["read"]) => {
-    for (const [name, { type }] of Object.entries(arrays)) {
+    for (const [name, { type, uniform }] of Object.entries(arrays)) {
+      const space = uniform ? "uniform" : `storage, ${access}`;
+      const length = uniform ? `, ${uniform}` : "";
       lines.push(`alias ${name}_t = ${type};`);
       lines.push(
-        `@group(0) @binding(${binding++}) var<storage, ${access}> ${name}: array<${name}_t>;`,
+        `@group(0) @binding(${binding++}) var<${space}> ${name}: array<${name}_t${length}>;`,
       );
     }
   };
@@ -38,16 +45,51 @@ export function shaderText(dispatch: Dispatch): string {
     lines.push(`@group(0) @binding(${binding}) var<uniform> p: Params;`);
   }
   if (dispatch.declarations) lines.push(dispatch.declarations());
+  const size = dispatch.workgroup.join(", ");
+  if (dispatch.foldable) {
+    lines.push(
+      `fn body(wg: vec3u, lid: vec3u, gid: vec3u, grid: vec3u, lane: u32) {`,
+      dispatch.main(),
+      `}`,
+    );
+  }
   lines.push(
-    `@compute @workgroup_size(${dispatch.workgroup.join(", ")})`,
+    `@compute @workgroup_size(${size})`,
     `fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) lid: vec3u,`,
     `  @builtin(global_invocation_id) gid: vec3u, @builtin(num_workgroups) grid: vec3u,`,
-    `  @builtin(local_invocation_index) lane: u32) {`,
-    dispatch.main(),
+    `  @builtin(local_invocation_index) lane: u32,${dispatch.builtins ?? ""}) {`,
+    dispatch.foldable
+      ? `for (var i = 0u; i < p.folded; i++) {
+          let at = vec3u(wg.x * p.folded + i, wg.yz);
+          body(at, lid, at * vec3u(${size}) + lid, vec3u(grid.x * p.folded, grid.yz), lane);
+        }`
+      : dispatch.main(),
     `}`,
   );
   const text = lines.join("\n");
-  return /\bf16\b/.test(text) ? `enable f16;\n${text}` : text;
+  const enable = /\bf16\b/.test(text) ? "enable f16;\n" : "";
+  return `${enable}${dispatch.directives ?? ""}${text}`;
+}
+
+/** Workgroups that are folded into one at most, and those that must be left for all cores. */
+const MOST_FOLDED = 16;
+const LEAST_WORKGROUPS = 32;
+
+/**
+ * The dispatch as the adapter gets it: foldable ones are folded where that pays, else they lose the
+ * mark.
+ */
+export function folded(dispatch: Dispatch, software: boolean): Dispatch {
+  if (!dispatch.foldable) return dispatch;
+  if (!software) return { ...dispatch, foldable: false };
+  const [x, y, z] = dispatch.workgroups;
+  const spare = Math.floor(x * y * z / LEAST_WORKGROUPS);
+  const count = Math.max(1, Math.min(MOST_FOLDED, x, spare));
+  return {
+    ...dispatch,
+    params: { ...dispatch.params, folded: { type: "u32", value: count } },
+    workgroups: [Math.ceil(x / count), y, z],
+  };
 }
 
 /** Writes parameters in order of their names' declaration into a uniform block. */

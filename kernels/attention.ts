@@ -6,11 +6,10 @@
  * added up so far (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao et
  * al. 2022, "FlashAttention"). Weights are powers of two, the scores being multiplied by log₂e.
  *
- * Two shaders. `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector, a
- * lane holds a block of scores in registers, channels stream by, unnormalised sums wait in a
- * bounded temporary. `tiles`, for GPUs: 64 invocations share tiles of Q, K, V and weights in less
- * than 16 KiB of workgroup memory and keep the sums of at most 80 channels in registers; longer
- * heads are cut into slices, each of which computes the scores again.
+ * The shader here is `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector,
+ * a lane holds a block of scores in registers, channels stream by, unnormalised sums wait in a
+ * bounded temporary. Those for GPUs stand in `attention_tiles.ts` and `attention_matrix.ts`, what
+ * software adapters get where there is no bias in `attention_windows.ts`.
  *
  * @module
  */
@@ -29,7 +28,11 @@ import {
   attentionOutput,
   attentionReference,
 } from "./attention_reference.ts";
+import { matrixForm } from "./attention_matrix.ts";
+import { type AttentionShader, each, tilesForm } from "./attention_tiles.ts";
+import { attentionWindows } from "./attention_windows.ts";
 import { permute } from "./rearrange.ts";
+import { variantsOf } from "./variants.ts";
 
 export type { AttentionMode, AttentionOptions } from "./attention_reference.ts";
 
@@ -41,21 +44,6 @@ const MOST_ROWS = 65535;
 
 const MODES = ["self", "first", "previous", "first+previous", "all"] as const;
 
-/** A form of the shader: how it cuts the work, and its text. */
-interface Form {
-  readonly variant: string;
-  readonly lanes: number;
-  /** Queries of a workgroup. */
-  readonly queries: number;
-  /** Pieces that the channels of a head are cut into. */
-  readonly slices: number;
-  /** Elements of an f32 temporary that a row needs. */
-  readonly scratch: number;
-  /** Workgroup variables of its own. */
-  readonly memory?: string;
-  readonly main: () => string;
-}
-
 /** The kernel behind {@link attention}. */
 export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
   name: "attention",
@@ -64,8 +52,13 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
   launch({ device, inputs, output, attributes, dispatch, temporary }) {
     const [q, k, v, bias = null] = inputs as [Tensor, Tensor, Tensor, Tensor | null];
     const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
-    const software = attributes.form ? attributes.form === "lanes" : device.info.software;
-    const form = software ? lanesForm(g, bias !== null) : tilesForm(g);
+    const wanted = attributes.form ?? variantsOf(device).attention;
+    if (wanted === "windows" && !bias) {
+      return attentionWindows({ device, inputs, output, attributes, dispatch, temporary }, g);
+    }
+    const matrices = wanted === "matrix" ? matrixForm(g, device, [q, k, v]) : null;
+    const form = matrices ??
+      (wanted === "lanes" || wanted === "windows" ? lanesForm(g, bias !== null) : tilesForm(g));
     const blocks = Math.ceil(g.queries / form.queries);
     const most = Math.floor(ACCUMULATOR_BYTES / 4 / Math.max(form.scratch, 1));
     const rows = Math.min(g.rows, MOST_ROWS, Math.max(most, 1));
@@ -101,6 +94,8 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
         write: { out: along(output, g.queries), ...(sums && { sums: vectors(sums) }) },
         params: { ...params, first_row: u32(first) },
         workgroup: [form.lanes, 1, 1],
+        directives: form.directives,
+        builtins: form.builtins,
         workgroups: [blocks, g.heads * form.slices, Math.min(rows, g.rows - first)],
         declarations: () => shared(g, bias) + (form.memory ?? ""),
         main: form.main,
@@ -173,10 +168,7 @@ function shared(g: AttentionGeometry, bias: Tensor | null): string {
     }`;
 }
 
-const each = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("\n");
-
-function lanesForm(g: AttentionGeometry, biased: boolean): Form {
+function lanesForm(g: AttentionGeometry, biased: boolean): AttentionShader {
   const lanes = 8;
   const nq = biased ? 1 : g.queries > 4 * lanes ? 2 : 1; // 4-vectors of queries of a lane
   const nk = biased ? 1 : 4; // 4-vectors of keys of a tile
@@ -234,97 +226,6 @@ function lanesForm(g: AttentionGeometry, biased: boolean): Form {
       each(nq, (h) => `store(tokens + c * p.queries, token + ${4 * h}u, sums[at + ${h}u] / l${h});`)
     }
       }`,
-  };
-}
-
-function tilesForm(g: AttentionGeometry): Form {
-  const slices = Math.ceil(g.d / 80);
-  const own = Math.ceil(g.d / slices / 8); // channels of an invocation
-  const stage = Math.max(512, 64 * own);
-  return {
-    variant: `tiles ${own}`,
-    lanes: 64,
-    queries: 32,
-    slices,
-    scratch: 0,
-    memory: `
-      var<workgroup> stage: array<vec4f, ${stage}>;
-      var<workgroup> weights: array<vec4f, 256>;
-      var<workgroup> shares: array<vec4f, 64>;`,
-    main: () => `
-      let row = p.first_row + wg.z;
-      let head = wg.y / p.slices;
-      let slice = wg.y % p.slices * ${8 * own}u;
-      let a = lane % 8u;
-      let b = lane / 8u;
-      let first = wg.x * 32u;
-      let token = first + 4u * a;
-      let tokens = (row * p.heads + head) * p.d * p.queries;
-      let bias_base = row * p.bias_row + head * p.bias_head;
-      let length = ${g.causal ? "min(p.length, first + 32u)" : "p.length"};
-      var m = vec4f(LOW);
-      var l = vec4f();
-      ${each(own, (i) => `var o${i} = vec4f();`)}
-      for (var i = 0u; i < p.sources; i++) {
-        let source = (source_row(row, i) * p.heads + head) * p.d * p.keys;
-        for (var key = 0u; key < length; key += 32u) {
-          ${each(4, (j) => `var s${j} = vec4f();`)}
-          for (var c0 = 0u; c0 < p.d; c0 += 32u) {
-            let depth = min(32u, p.d - c0);
-            workgroupBarrier();
-            for (var c = b; c < depth; c += 8u) {
-              stage[c * 8u + a] = q_at(tokens + (c0 + c) * p.queries, token);
-              stage[256u + c * 8u + a] = k_at(source + (c0 + c) * p.keys, key + 4u * a);
-            }
-            workgroupBarrier();
-            for (var c = 0u; c < depth; c++) {
-              let x = stage[c * 8u + a];
-              let y = stage[256u + c * 8u + b];
-              ${each(4, (j) => `s${j} = fma(vec4f(y[${j}]), x, s${j});`)}
-            }
-          }
-          ${each(4, (j) => `s${j} = score(s${j}, bias_base, token, key + 4u * b + ${j}u);`)}
-          shares[lane] = max(max(s0, s1), max(s2, s3));
-          workgroupBarrier();
-          var n = m;
-          for (var j = 0u; j < 8u; j++) { n = max(n, shares[8u * j + a]); }
-          let rescale = exp2(m - n);
-          m = n;
-          l *= rescale;
-          ${
-      each(4, (j) =>
-        `s${j} = exp2(s${j} - n); l += s${j}; weights[(4u * b + ${j}u) * 8u + a] = s${j};`)
-    }
-          // Swizzled, so that the 8 channels read at once lie in different banks.
-          for (var c = b; c < ${8 * own}u; c += 8u) {
-            let channel = min(slice + c, p.d - 1u);
-            stage[c * 8u + (a ^ b)] = v_at(source + channel * p.keys, key + 4u * a);
-          }
-          workgroupBarrier();
-          ${each(own, (i) => `o${i} *= rescale;`)}
-          for (var j = 0u; j < 8u; j++) {
-            ${each(4, (w) => `let w${w} = weights[(4u * j + ${w}u) * 8u + a];`)}
-            ${
-      each(own, (i) =>
-        `let t${i} = stage[(b + ${8 * i}u) * 8u + (j ^ b)];
-         o${i} += t${i}.x * w0 + t${i}.y * w1 + t${i}.z * w2 + t${i}.w * w3;`)
-    }
-          }
-        }
-      }
-      workgroupBarrier();
-      shares[lane] = l;
-      workgroupBarrier();
-      l = vec4f();
-      for (var j = 0u; j < 8u; j++) { l += shares[8u * j + a]; }
-      ${
-      each(own, (i) => {
-        const channel = `slice + b + ${8 * i}u`;
-        return `if (${channel} < p.d) {
-          store(tokens + (${channel}) * p.queries, token, o${i} / l);
-        }`;
-      })
-    }`,
   };
 }
 

@@ -27,7 +27,7 @@ import { pack } from "./panels.ts";
 const LANES = 8;
 /** 4-vectors of queries of a lane, and of keys of a tile. */
 const NQ = 2;
-const NK = 8;
+const NK = 4;
 const TILE = 4 * NK;
 /** Queries of a workgroup. */
 const BLOCK = 4 * NQ * LANES;
@@ -136,6 +136,7 @@ export function attentionWindows(
                 item: u32(tiles * d4 * NK),
                 depth: u32(d4 * NK),
                 begun: u32(slot + tile > 0 ? 1 : 0),
+                keys: u32(TILE),
                 causal: u32(g.causal ? 1 : 0),
                 last: u32(slot === g.sources - 1 && tile + count >= used ? 1 : 0),
               },
@@ -225,15 +226,29 @@ function main(): string {
     )
   }
         }
+        // Loops of a length that the compiler does not know: unrolled, they take it seconds.
+        var w = array<vec4f, ${TILE * NQ}>(${
+    Array.from({ length: TILE * NQ }, (_, i) => `s${Math.floor(i / NQ)}_${i % NQ}`).join(", ")
+  });
         ${each(NQ, (h) => `var n${h} = m${h};`)}
-        ${
-    tile((j, h) =>
-      `s${j}_${h} = masked(s${j}_${h} * p.scale, token + ${4 * h}u, key + ${j}u);
-         n${h} = max(n${h}, s${j}_${h});`
-    )
+        for (var j = 0u; j < p.keys; j++) {
+          ${
+    each(NQ, (h) => `
+          let x${h} = masked(w[${NQ}u * j + ${h}u] * p.scale, token + ${4 * h}u, key + j);
+          w[${NQ}u * j + ${h}u] = x${h};
+          n${h} = max(n${h}, x${h});`)
   }
+        }
         ${each(NQ, (h) => `let f${h} = exp2(m${h} - n${h}); m${h} = n${h}; l${h} *= f${h};`)}
-        ${tile((j, h) => `s${j}_${h} = exp2(s${j}_${h} - n${h}); l${h} += s${j}_${h};`)}
+        for (var j = 0u; j < p.keys; j++) {
+          ${
+    each(NQ, (h) => `
+          let x${h} = exp2(w[${NQ}u * j + ${h}u] - n${h});
+          w[${NQ}u * j + ${h}u] = x${h};
+          l${h} += x${h};`)
+  }
+        }
+        ${tile((j, h) => `s${j}_${h} = w[${NQ * j + h}];`)}
         let begun = p.begun + t > 0u;
         for (var c = 0u; c < p.d; c++) {
           let at = home + c * ${LANES * NQ}u;

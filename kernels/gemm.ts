@@ -1,20 +1,24 @@
 /**
- * General matrix product on strided operands, the engine under `matmul`, `linear` and `conv2d`:
+ * General matrix product, the engine under `matmul`, `linear`, `channelLinear` and `conv2d`:
  * `out[z][m][n] = act(Σₖ a[z](m, k) · b[z](k, n) + bias[m or n] + embedding[z][m] + residual[z][m][n])`.
  *
- * Two forms. Software adapters (one SIMD vector of 8 lanes a workgroup): every lane holds a block of
- * the output in registers and nothing is shared, because workgroup memory costs as much as storage
- * there. Other adapters: 16×16 threads stage 64×64 tiles in workgroup memory. Both read 4-vectors
- * where an operand's strides allow, which channel-major tensors always do.
+ * What is added behind the sum is decided by flags at run time, so that one pipeline serves all
+ * layers: a register block takes a software adapter up to a second to compile. The forms stand in
+ * `gemm_registers.ts`, `gemm_tiles.ts` and `gemm_matrix.ts`; the variant table says which one an
+ * adapter gets.
  *
  * @module
  */
 
 import { type Binding, type Launch, type Param, scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { columnBlocks, registerBlocks, weightWindows } from "./gemm_registers.ts";
+import { matrixTiles } from "./gemm_matrix.ts";
+import { workgroupTiles } from "./gemm_tiles.ts";
+import { pack, panelReserve, panelShape } from "./panels.ts";
+import { type GemmForm, variantsOf } from "./variants.ts";
 
-/** How a product is computed; which one an adapter gets is decided here, tests may force either. */
-export type GemmForm = "registers" | "tiles";
+export type { GemmForm } from "./variants.ts";
 
 /** What happens to a sum before it is stored. */
 export type Activation = "none" | "silu";
@@ -31,10 +35,19 @@ export interface Operand {
   readonly batch: readonly number[];
 }
 
+/**
+ * An operand in panels (`panels.ts`), `[matrices, ⌈extent/width⌉, K4, width]`: weights 32 wide, right
+ * operands {@link COLUMNS} wide. One matrix serves every batch.
+ */
+export interface Panels {
+  readonly panels: Tensor;
+  readonly matrices: number;
+}
+
 /** A product to enqueue. */
 export interface Gemm {
-  readonly a: Operand;
-  readonly b: Operand;
+  readonly a: Operand | Panels;
+  readonly b: Operand | Panels;
   /** Rows are `major` apart, columns adjacent, matrices `batch` apart. */
   readonly out: {
     readonly tensor: Tensor;
@@ -60,265 +73,253 @@ export interface Gemm {
   readonly form?: GemmForm;
 }
 
-/** Shape of the register block of one lane, and what the 8 lanes are spread over. */
-interface Block {
-  readonly rows: number;
-  readonly columns: number;
-  readonly lanes: "rows" | "columns";
-}
+/** What a product needs of its kernel's launch. */
+export type GemmLaunch = Pick<Launch<unknown>, "device" | "dispatch" | "temporary">;
 
-/** The block that measured best on 8-lane software adapters for a product's extents. */
-function blockFor(M: number, N: number, vectors: boolean): Block {
-  // Gathered loads make long loop bodies, which are slow to compile and to run: small blocks.
-  if (!vectors) return { rows: 4, columns: 4, lanes: "columns" };
-  if (N <= 16 && M >= 32) return { rows: 8, columns: N <= 4 ? 4 : N <= 8 ? 8 : 16, lanes: "rows" };
-  const rows = M >= 16 ? 16 : M > 4 ? 8 : 4;
-  return { rows, columns: N >= 64 ? 8 : 4, lanes: "columns" };
-}
+/** Products with fewer columns than fill a vector of lanes have their lanes on the rows. */
+const FEW_COLUMNS = 64;
+
+/** Products with fewer rows are not worth the packing of their operands. */
+const FEW_ROWS = 16;
 
 /** Enqueues a product. */
-export function gemm(launch: Pick<Launch<unknown>, "device" | "dispatch">, product: Gemm): void {
-  const { a, b, out, M, N, K, batch } = product;
-  const fits = (operand: Operand) =>
-    operand.major === 1 &&
-    [operand.step, operand.offset, ...operand.batch].every((n) => n % 4 === 0);
-  const vectorA = fits(a);
-  const vectorB = fits(b);
-  const vectorOut = [N, out.offset, out.major, out.batch].every((n) => n % 4 === 0);
-  const matrices = batch.reduce((count, extent) => count * extent, 1);
-
-  const read: Record<string, Binding> = {
-    a: vectorA ? vectors(a.tensor) : scalars(a.tensor),
-    b: vectorB ? vectors(b.tensor) : scalars(b.tensor),
-  };
-  if (product.bias) read.bias = scalars(product.bias);
-  if (product.embedding) read.embedding = scalars(product.embedding);
-  const bindOut = vectorOut ? vectors : scalars;
-  if (product.residual) read.residual = bindOut(product.residual);
-  const params: Record<string, Param> = {
-    M: u32(M),
-    N: u32(N),
-    K: u32(K),
-    aOffset: u32(a.offset),
-    aMajor: u32(a.major),
-    aStep: u32(a.step),
-    bOffset: u32(b.offset),
-    bMajor: u32(b.major),
-    bStep: u32(b.step),
-    outOffset: u32(out.offset),
-    outMajor: u32(out.major),
-    outBatch: u32(out.batch),
-    firstMatrix: u32(product.firstMatrix),
-  };
-  batch.forEach((extent, i) => {
-    params[`extent${i}`] = u32(extent);
-    params[`aBatch${i}`] = u32(a.batch[i]);
-    params[`bBatch${i}`] = u32(b.batch[i]);
-  });
-
-  const text: Text = {
-    vectorA,
-    vectorB,
-    vectorOut,
-    batchAxes: batch.length,
-    bias: product.bias ? product.biasAxis : null,
-    embedding: product.embedding !== null,
-    residual: product.residual !== null,
-    activation: product.activation,
-  };
-  const shared = { read, write: { out: bindOut(out.tensor) }, params };
-  const name = Object.values(text).join(",");
-  const form = product.form ?? (launch.device.info.software ? "registers" : "tiles");
-  if (form === "registers") {
-    const block = blockFor(M, N, vectorA && vectorB);
-    const byRows = block.lanes === "rows";
-    launch.dispatch({
-      ...shared,
-      variant: `registers ${block.rows}x${block.columns} ${block.lanes} ${name}`,
-      workgroup: [8, 1, 1],
-      workgroups: [
-        Math.ceil(N / (block.columns * (byRows ? 1 : 8))),
-        Math.ceil(M / (block.rows * (byRows ? 8 : 1))),
-        matrices,
-      ],
-      declarations: () => declarations(text),
-      main: () => registerBlock(text, block),
-    });
+export function gemm(launch: GemmLaunch, product: Gemm): void {
+  const variants = variantsOf(launch.device);
+  const form = product.form ?? variants.gemm;
+  if (form === "tiles") return workgroupTiles(launch, product);
+  if (form === "matrix") return matrixTiles(launch, product);
+  const { M, N } = product;
+  if (form === "windows" && N < FEW_COLUMNS) {
+    columnBlocks(launch, inPanels(launch, product));
+  } else if (form === "windows" && M >= FEW_ROWS) {
+    weightWindows(launch, inPanels(launch, inColumns(launch, product)), variants.block);
   } else {
-    launch.dispatch({
-      ...shared,
-      variant: `tiles ${name}`,
-      workgroup: [16, 16, 1],
-      workgroups: [Math.ceil(N / TILE), Math.ceil(M / TILE), matrices],
-      declarations: () => declarations(text) + TILE_MEMORY,
-      main: () => workgroupTiles(text),
-    });
+    registerBlocks(launch, product);
   }
 }
 
-/** What the text of the shader depends on. */
-interface Text {
-  readonly vectorA: boolean;
-  readonly vectorB: boolean;
-  readonly vectorOut: boolean;
-  readonly batchAxes: number;
-  readonly bias: "row" | "column" | null;
-  readonly embedding: boolean;
-  readonly residual: boolean;
-  readonly activation: Activation;
+/** Columns in a panel of a right operand: what the 8 lanes of a software adapter hold. */
+export const COLUMNS = 64;
+
+/**
+ * The product with its right operand in panels: rows of it are far apart, and walking down them
+ * misses the caches and their prefetching.
+ */
+function inColumns(launch: GemmLaunch, product: Gemm): Gemm {
+  const { b, N, K, batch } = product;
+  if ("panels" in b) return product;
+  const matrices = matricesOf(product);
+  const shape = [matrices, Math.ceil(N / COLUMNS), Math.ceil(K / 4) * 4, COLUMNS];
+  const panels = launch.temporary(shape, b.tensor.dtype);
+  pack(launch.dispatch, b, { extent: N, K, batch }, panels);
+  return { ...product, b: { panels, matrices } };
 }
 
-/** `load_a(at)`, `load_b(at)`: four neighbours along the major axis; `store(m, n, sum)`. */
-function declarations(text: Text): string {
-  const load = (name: string, vector: boolean) =>
-    vector
+/** The product with its left operand in panels. */
+function inPanels(launch: GemmLaunch, product: Gemm): Gemm & { readonly a: Panels } {
+  const { a, M, K, batch } = product;
+  if ("panels" in a) return { ...product, a: { ...a, panels: reserved(launch, a.panels) } };
+  const shared = a.batch.every((stride, i) => stride === 0 || batch[i] === 1);
+  const extents = shared ? [] : batch;
+  const matrices = extents.reduce((count, extent) => count * extent, 1);
+  const shape = [matrices, ...panelShape(M, K)];
+  const { dtype } = a.tensor;
+  const panels = launch.temporary(shape, dtype, panelReserve(shape, dtype));
+  const source = shared ? { ...a, batch: [] } : a;
+  pack(launch.dispatch, source, { extent: M, K, batch: extents }, panels);
+  return { ...product, a: { panels, matrices } };
+}
+
+/** Panels that windows can show: copied if their buffer is too short, as hand-made weights' is. */
+function reserved({ dispatch, temporary }: GemmLaunch, panels: Tensor): Tensor {
+  const { shape, dtype } = panels;
+  const reserve = panelReserve(shape, dtype);
+  if (panels.storage.buffer.size - panels.offset >= reserve) return panels;
+  const [depth, width] = shape.slice(-2);
+  const count = panels.size / (depth * width);
+  const copy = temporary([count, 1, depth, width], dtype, reserve);
+  const source = { tensor: panels, offset: 0, major: 1, step: width, batch: [depth * width] };
+  pack(dispatch, source, { extent: width, K: depth, batch: [count] }, copy);
+  return copy;
+}
+
+/** Whether four neighbours along the major axis can be read as a vector. */
+export function readsVectors(operand: Operand): boolean {
+  return operand.major === 1 &&
+    [operand.step, operand.offset, ...operand.batch].every((n) => n % 4 === 0);
+}
+
+/** Whether four neighbours of a row can be stored as a vector. */
+export function storesVectors({ N, out }: Gemm): boolean {
+  return [N, out.offset, out.major, out.batch].every((n) => n % 4 === 0);
+}
+
+/** Number of matrices of a product. */
+export function matricesOf({ batch }: Gemm): number {
+  return batch.reduce((count, extent) => count * extent, 1);
+}
+
+/** Bits of the parameter `flags`. */
+const FLAGS = { biasRow: 1, biasColumn: 2, embedding: 4, residual: 8, silu: 16, part: 32 };
+
+/** Bindings, parameters and WGSL that all forms share. */
+export interface Shared {
+  /** Names what the text depends on. */
+  readonly variant: string;
+  readonly read: Readonly<Record<string, Binding>>;
+  readonly write: Readonly<Record<string, Binding>>;
+  readonly params: Readonly<Record<string, Param>>;
+  /** `store(z, m, n, sum)` of four columns of a row. */
+  readonly declarations: string;
+}
+
+/**
+ * What comes behind the sum.
+ *
+ * @param part `"first"`: a part of the sum, stored as it is; `"middle"`: added to what is stored;
+ *   `"last"`: the same, and the rest of the epilogue; `"all"`: the whole sum. Parts need an `f32`
+ *   output.
+ */
+export function epilogue(
+  product: Gemm,
+  part: "first" | "middle" | "last" | "all" = "all",
+): Shared {
+  const { out, M, N, bias, biasAxis, embedding, residual, activation } = product;
+  const vector = storesVectors(product);
+  const bindOut = vector ? vectors : scalars;
+  const ends = part === "last" || part === "all";
+  const flags = (bias && ends ? (biasAxis === "row" ? FLAGS.biasRow : FLAGS.biasColumn) : 0) |
+    (embedding && ends ? FLAGS.embedding : 0) | (residual && ends ? FLAGS.residual : 0) |
+    (activation === "silu" && ends ? FLAGS.silu : 0) |
+    (part === "middle" || part === "last" ? FLAGS.part : 0);
+  // A tensor that is absent is stood in for by one that is there; the flags keep it unread.
+  const any = "panels" in product.b ? product.b.panels : product.b.tensor;
+  return {
+    variant: `${vector}`,
+    read: {
+      bias: scalars(bias ?? any),
+      embedding: scalars(embedding ?? any),
+      residual: bindOut(residual ?? any),
+    },
+    write: { out: bindOut(out.tensor) },
+    params: {
+      M: u32(M),
+      N: u32(N),
+      outOffset: u32(out.offset),
+      outMajor: u32(out.major),
+      outBatch: u32(out.batch),
+      firstMatrix: u32(product.firstMatrix),
+      flags: u32(flags),
+    },
+    declarations: `
+    fn has(flag: u32) -> bool { return (p.flags & flag) != 0u; }
+    fn store(z: u32, m: u32, n: u32, sum: vec4f) {
+      if (m >= p.M || n >= p.N) { return; }
+      var v = sum;
+      if (has(${FLAGS.biasRow}u)) { v += f32(bias[m]); }
+      if (has(${FLAGS.biasColumn}u)) {
+        v += vec4f(f32(bias[n]), f32(bias[min(n + 1u, p.N - 1u)]),
+          f32(bias[min(n + 2u, p.N - 1u)]), f32(bias[min(n + 3u, p.N - 1u)]));
+      }
+      if (has(${FLAGS.embedding}u)) { v += f32(embedding[(z + p.firstMatrix) * p.M + m]); }
+      let at = p.outOffset + z * p.outBatch + m * p.outMajor + n;
+      ${
+      vector
+        ? `
+      if (has(${FLAGS.part}u)) { v += vec4f(out[at / 4u]); }
+      if (has(${FLAGS.residual}u)) { v += vec4f(residual[at / 4u]); }
+      if (has(${FLAGS.silu}u)) { v = v / (1.0 + exp(-v)); }
+      out[at / 4u] = out_t(v);`
+        : `
+      for (var i = 0u; i < 4u; i++) {
+        if (n + i < p.N) {
+          var s = v[i];
+          if (has(${FLAGS.part}u)) { s += f32(out[at + i]); }
+          if (has(${FLAGS.residual}u)) { s += f32(residual[at + i]); }
+          if (has(${FLAGS.silu}u)) { s = s / (1.0 + exp(-s)); }
+          out[at + i] = out_t(s);
+        }
+      }`
+    }
+    }`,
+  };
+}
+
+/** An operand read from storage: binding, parameters, and WGSL for it. */
+export interface Reader {
+  readonly variant: string;
+  readonly binding: Binding;
+  readonly params: Readonly<Record<string, Param>>;
+  /** `load_a(at)`: four neighbours along the major axis. */
+  readonly declarations: string;
+  /** Statements that declare `offset_a`, the begin of matrix `z`, in elements. */
+  readonly begin: string;
+  /** Address, for `load_a`, of element `major` (a multiple of 4) of row `step`. */
+  at(major: string, step: string): string;
+  /** Address of the `i`-th next four neighbours. */
+  next(at: string, i: number): string;
+  /** Distance of addresses between neighbouring rows. */
+  readonly step: string;
+}
+
+/** Makes an operand of a product readable by forms that read storage. */
+export function reader(name: "a" | "b", product: Gemm): Reader {
+  const operand = product[name];
+  const rest = `rest_${name}`;
+  if ("panels" in operand) {
+    const { panels } = operand;
+    const [depth, width] = panels.shape.slice(-2);
+    return {
+      variant: `panels ${width}`,
+      binding: vectors(panels),
+      params: {
+        [`${name}Depth`]: u32(depth),
+        [`${name}Batch`]: u32(operand.matrices > 1 ? panels.size / operand.matrices : 0),
+      },
+      declarations: `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`,
+      begin: `let offset_${name} = z * p.${name}Batch;`,
+      at: (major, step) =>
+        `(offset_${name} + (${major} / ${width}u * p.${name}Depth + ${step}) * ${width}u
+          + ${major} % ${width}u) / 4u`,
+      next: (at, i) => `${at} + ${i}u`,
+      step: `${width / 4}u`,
+    };
+  }
+  // One axis at least, so that products without a batch need no shader of their own.
+  const batch = product.batch.length ? product.batch : [1];
+  const strides = product.batch.length ? operand.batch : [0];
+  const vector = readsVectors(operand);
+  const params: Record<string, Param> = {
+    [`${name}Offset`]: u32(operand.offset),
+    [`${name}Major`]: u32(operand.major),
+    [`${name}Step`]: u32(operand.step),
+  };
+  let begin = `var offset_${name} = p.${name}Offset; var ${rest} = z;`;
+  for (let i = batch.length - 1; i >= 0; i--) {
+    params[`${name}Extent${i}`] = u32(batch[i]);
+    params[`${name}Batch${i}`] = u32(strides[i]);
+    begin += i === 0
+      ? `offset_${name} += ${rest} * p.${name}Batch0;`
+      : `offset_${name} += ${rest} % p.${name}Extent${i} * p.${name}Batch${i};
+         ${rest} /= p.${name}Extent${i};`;
+  }
+  return {
+    variant: `${vector},${batch.length}`,
+    binding: vector ? vectors(operand.tensor) : scalars(operand.tensor),
+    params,
+    declarations: vector
       ? `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`
       : `fn load_${name}(at: u32) -> vec4f {
           let d = p.${name}Major;
           return vec4f(f32(${name}[at]), f32(${name}[at + d]), f32(${name}[at + 2u * d]),
             f32(${name}[at + 3u * d]));
-        }`;
-  const bias = text.bias === "row"
-    ? `v += f32(bias[m]);`
-    : text.bias === "column"
-    ? `v += vec4f(f32(bias[n]), f32(bias[min(n + 1u, p.N - 1u)]),
-        f32(bias[min(n + 2u, p.N - 1u)]), f32(bias[min(n + 3u, p.N - 1u)]));`
-    : "";
-  const embedding = text.embedding ? `v += f32(embedding[(z + p.firstMatrix) * p.M + m]);` : "";
-  const activation = text.activation === "silu" ? `v = v / (1.0 + exp(-v));` : "";
-  const store = text.vectorOut
-    ? `${text.residual ? `v += vec4f(residual[at / 4u]);` : ""}
-       ${activation}
-       out[at / 4u] = out_t(v);`
-    : `for (var i = 0u; i < 4u; i++) {
-         if (n + i < p.N) {
-           ${text.residual ? `v[i] += f32(residual[at + i]);` : ""}
-         }
-       }
-       ${activation}
-       for (var i = 0u; i < 4u; i++) {
-         if (n + i < p.N) { out[at + i] = out_t(v[i]); }
-       }`;
-  return `
-    ${load("a", text.vectorA)}
-    ${load("b", text.vectorB)}
-    fn store(z: u32, m: u32, n: u32, sum: vec4f) {
-      if (m >= p.M || n >= p.N) { return; }
-      var v = sum;
-      ${bias}
-      ${embedding}
-      let at = p.outOffset + z * p.outBatch + m * p.outMajor + n;
-      ${store}
-    }`;
-}
-
-/** WGSL: `offset_a` and `offset_b`, where the operands of matrix `z` begin. */
-function batchOffsets(axes: number): string {
-  let text = `let z = wg.z;
-    var offset_a = p.aOffset;
-    var offset_b = p.bOffset;`;
-  if (axes === 1) return `${text} offset_a += z * p.aBatch0; offset_b += z * p.bBatch0;`;
-  if (axes > 1) text += `var rest = z;`;
-  for (let i = axes - 1; i >= 0; i--) {
-    text += `{ let i = rest % p.extent${i}; rest = rest / p.extent${i};
-      offset_a += i * p.aBatch${i}; offset_b += i * p.bBatch${i}; }`;
-  }
-  return text;
-}
-
-/**
- * WGSL: an address for `load_…`. Vectors count in 4-vectors, with constant offsets between
- * neighbours: drivers fold those into the load.
- */
-function address(name: "a" | "b", vector: boolean, at: string, vectors: number): string {
-  return vector ? `${at} + ${vectors}u` : `${at} + ${4 * vectors}u * p.${name}Major`;
-}
-
-/** WGSL: position of element `major` of row `step` of an operand, for `load_…`. */
-function start(name: "a" | "b", vector: boolean, major: string, step: string): string {
-  return vector
-    ? `(offset_${name} + ${step} * p.${name}Step + ${major}) / 4u`
-    : `offset_${name} + ${step} * p.${name}Step + ${major} * p.${name}Major`;
-}
-
-function registerBlock(text: Text, { rows, columns, lanes }: Block): string {
-  const { batchAxes, vectorA, vectorB } = text;
-  const each = (n: number, line: (i: number) => string) =>
-    Array.from({ length: n }, (_, i) => line(i)).join("\n");
-  const as = rows / 4;
-  const bs = columns / 4;
-  return `
-    ${batchOffsets(batchAxes)}
-    let m0 = ${lanes === "rows" ? `(wg.y * 8u + lid.x)` : `wg.y`} * ${rows}u;
-    let n0 = ${lanes === "rows" ? `wg.x` : `(wg.x * 8u + lid.x)`} * ${columns}u;
-    var at_a = ${start("a", vectorA, "m0", "0u")};
-    var at_b = ${start("b", vectorB, "n0", "0u")};
-    let step_a = p.aStep${vectorA ? " / 4u" : ""};
-    let step_b = p.bStep${vectorB ? " / 4u" : ""};
-    ${each(rows, (m) => each(bs, (j) => `var c${m}_${j} = vec4f();`))}
-    for (var k = 0u; k < p.K; k++) {
-      ${each(as, (i) => `let a${i} = load_a(${address("a", vectorA, "at_a", i)});`)}
-      ${each(bs, (j) => `let b${j} = load_b(${address("b", vectorB, "at_b", j)});`)}
-      ${
-    each(rows, (m) =>
-      each(bs, (j) =>
-        `c${m}_${j} = fma(vec4f(a${m >> 2}.${"xyzw"[m & 3]}), b${j}, c${m}_${j});`))
-  }
-      at_a += step_a;
-      at_b += step_b;
-    }
-    // Stored by a loop: drivers inline what is called, and 32 inlined stores take seconds to compile.
-    var sums = array<vec4f, ${rows * bs}>(${
-    Array.from({ length: rows * bs }, (_, i) => `c${Math.floor(i / bs)}_${i % bs}`).join(", ")
-  });
-    for (var i = 0u; i < ${rows * bs}u; i++) {
-      store(z, m0 + i / ${bs}u, n0 + i % ${bs}u * 4u, sums[i]);
-    }`;
-}
-
-const TILE = 64;
-const DEPTH = 16;
-
-/** Tiles are stored along the summed axis first, as rows of 4-vectors along the major axis. */
-const TILE_MEMORY = `
-  var<workgroup> tile_a: array<vec4f, ${DEPTH * TILE / 4}>;
-  var<workgroup> tile_b: array<vec4f, ${DEPTH * TILE / 4}>;`;
-
-function workgroupTiles({ batchAxes, vectorA, vectorB }: Text): string {
-  // 256 threads fill 16 × 16 vectors of each tile, one a thread; each thread then owns 4 × 4 sums.
-  const stage = (name: "a" | "b", extent: string, first: string, vector: boolean) => `
-      {
-        let i = ${first} + lane % 16u * 4u;
-        let k = k0 + lane / 16u;
-        var v = vec4f();
-        if (k < p.K && i < p.${extent}) {
-          v = load_${name}(${start(name, vector, "i", "k")});
-        }
-        tile_${name}[lane] = v;
-      }`;
-  return `
-    ${batchOffsets(batchAxes)}
-    let m0 = wg.y * ${TILE}u;
-    let n0 = wg.x * ${TILE}u;
-    var c0 = vec4f(); var c1 = vec4f(); var c2 = vec4f(); var c3 = vec4f();
-    for (var k0 = 0u; k0 < p.K; k0 += ${DEPTH}u) {
-      ${stage("a", "M", "m0", vectorA)}
-      ${stage("b", "N", "n0", vectorB)}
-      workgroupBarrier();
-      for (var k = 0u; k < ${DEPTH}u; k++) {
-        let a = tile_a[k * 16u + lid.y];
-        let b = tile_b[k * 16u + lid.x];
-        c0 = fma(vec4f(a.x), b, c0);
-        c1 = fma(vec4f(a.y), b, c1);
-        c2 = fma(vec4f(a.z), b, c2);
-        c3 = fma(vec4f(a.w), b, c3);
-      }
-      workgroupBarrier();
-    }
-    let m = m0 + lid.y * 4u;
-    let n = n0 + lid.x * 4u;
-    store(z, m, n, c0);
-    store(z, m + 1u, n, c1);
-    store(z, m + 2u, n, c2);
-    store(z, m + 3u, n, c3);`;
+        }`,
+    begin,
+    at: (major, step) =>
+      vector
+        ? `(offset_${name} + ${step} * p.${name}Step + ${major}) / 4u`
+        : `offset_${name} + ${step} * p.${name}Step + ${major} * p.${name}Major`,
+    next: (at, i) => vector ? `${at} + ${i}u` : `${at} + ${4 * i}u * p.${name}Major`,
+    step: vector ? `p.${name}Step / 4u` : `p.${name}Step`,
+  };
 }

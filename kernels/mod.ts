@@ -5,7 +5,9 @@
  */
 
 export { conv2d, type Conv2dOptions, type Padding } from "./conv2d.ts";
-export { channelLinear, linear, type LinearOptions, matmul, type MatmulOptions } from "./matmul.ts";
+export { linear, type LinearOptions, matmul, type MatmulOptions } from "./matmul.ts";
+export { channelLinear, type ChannelLinearOptions } from "./channel_linear.ts";
+export { packPanels } from "./panels.ts";
 export { linearCombination } from "./linear_combination.ts";
 export { assign, cast } from "./copy.ts";
 export {
@@ -77,3 +79,12 @@ export {
 } from "./attention.ts";
 export { groupNorm, type GroupNormOptions } from "./group_norm.ts";
 export { layerNorm, type LayerNormOptions } from "./layer_norm.ts";
+export {
+  type AttentionForm,
+  type GemmForm,
+  overrideVariants,
+  type Tile,
+  type VariantChoices,
+  type Variants,
+  type VariantSource,
+} from "./variants.ts";
