@@ -82,6 +82,13 @@ const FEW_COLUMNS = 64;
 /** Products with fewer rows are not worth the packing of their operands. */
 const FEW_ROWS = 16;
 
+/**
+ * Products of fewer multiply-adds take blocks of fewer rows, whose shader is ready in half the time:
+ * a model of small ones never needs the other.
+ */
+const SMALL_PRODUCT = 2 ** 26;
+const SMALL_ROWS = 16;
+
 /** Enqueues a product. */
 export function gemm(launch: GemmLaunch, product: Gemm): void {
   const variants = variantsOf(launch.device);
@@ -92,7 +99,12 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   if (form === "windows" && N < FEW_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
   } else if (form === "windows" && M >= FEW_ROWS) {
-    weightWindows(launch, inPanels(launch, inColumns(launch, product)), variants.block);
+    const [rows, columns] = variants.block;
+    const small = M * N * product.K < SMALL_PRODUCT;
+    weightWindows(launch, inPanels(launch, inColumns(launch, product)), [
+      small ? Math.min(SMALL_ROWS, rows) : rows,
+      columns,
+    ]);
   } else {
     registerBlocks(launch, product);
   }

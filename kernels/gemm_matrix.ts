@@ -1,8 +1,8 @@
 /**
  * Matrix products for GPUs with matrix units, which Dawn offers as subgroup matrices: tiles are
  * staged as in `gemm_tiles.ts`, and from there a subgroup loads whole matrices and multiplies them
- * by one instruction. The factors are `f16`, the sums `f32`; tensors of `f32` are multiplied so only
- * where the adapter takes factors of `f32`.
+ * by one instruction. The factors are `f16`, the sums `f32`; tensors of `f32` are multiplied so
+ * only where the adapter takes factors of `f32`.
  *
  * @module
  */

@@ -18,7 +18,7 @@ function distinct<T>(values: readonly T[]): T[] {
   return [...new Map(values.map((value) => [JSON.stringify(value), value])).values()];
 }
 
-/** The table's lists of tiles, and each of their tiles, or another, before the one of last resort. */
+/** The table's lists of tiles; also each of their tiles, or another, before the last resort. */
 function tileLists(name: "tiles" | "matrices", others: readonly Tile[]): (readonly Tile[])[] {
   const lists = distinct(VARIANT_TABLE.map(({ variants }) => variants[name]));
   const last = lists[0][lists[0].length - 1];
@@ -26,8 +26,11 @@ function tileLists(name: "tiles" | "matrices", others: readonly Tile[]): (readon
   return distinct([...lists, ...tiles.map((tile) => [tile, last])]);
 }
 
-/** Outputs of an image from which Winograd's method may pay: 8², 16², 32², 64², never. */
-const THRESHOLDS = [64, 256, 1024, 4096, Infinity];
+/**
+ * Outputs of an image from which Winograd's method may pay: never, 64², 32², 16², 8². Of values
+ * that measure alike the first is taken, and that is the least daring one.
+ */
+const THRESHOLDS = [Infinity, 4096, 1024, 256, 64];
 
 /** The values that tuning tries, and the only ones that are read back from the file. */
 export const VARIANT_CANDIDATES: {
@@ -66,7 +69,7 @@ interface Entry {
   readonly choices: Partial<VariantChoices>;
 }
 
-/** What tells adapters apart: a driver that can do other things, or says another name, is another. */
+/** What tells adapters apart: a driver with another name or other features is another. */
 export function tuningKey({ info }: Pick<Device, "info">): string {
   const { description, implementation, vendor, architecture } = info;
   const features = [

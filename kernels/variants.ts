@@ -117,7 +117,7 @@ export const VARIANT_TABLE: readonly VariantRow[] = [
       gemm: "windows",
       tiles: TILES,
       matrices: MATRICES,
-      block: [16, 8],
+      block: [32, 8],
       winograd: { two: 64, four: 1024 },
       attention: "windows",
       elements: { lanes: 8, vectors: 16 },

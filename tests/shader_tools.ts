@@ -1,4 +1,4 @@
-/** What tests of shaders share: devices that keep the texts, and matrix units made of plain WGSL. */
+/** What tests of shaders share: devices that keep the texts, matrix units made of plain WGSL. */
 
 import { create, globals } from "webgpu";
 import { Device } from "../core/device.ts";
@@ -85,8 +85,9 @@ export function madeUpUnits(
 }
 
 /**
- * Replaces subgroup matrices by plain WGSL that any adapter can run: the sums of a matrix are spread
- * over the invocations of a subgroup, its factors are read where they lie in workgroup memory.
+ * Replaces subgroup matrices by plain WGSL that any adapter can run: the sums of a matrix are
+ * spread over the invocations of a subgroup, its factors are read where they lie in workgroup
+ * memory.
  */
 export function emulateMatrices(code: string, size: number): string {
   const edges = /subgroup_matrix_left<\w+, (\d+), (\d+)>;[^]*?subgroup_matrix_right<\w+, (\d+)/;

@@ -11,6 +11,7 @@ import type { DType } from "../core/dtype.ts";
 import { type Kernel, type KernelCase, registeredKernels, run } from "../core/kernel.ts";
 import { findGpu, runtime } from "../core/runtime.ts";
 import { sizeOf } from "../core/shape.ts";
+import { findSubgroupMatrix } from "../core/subgroup_matrix.ts";
 import "../kernels/mod.ts";
 import { overrideVariants, VARIANT_TABLE } from "../kernels/variants.ts";
 import { intercepted, madeUpUnits, openNull } from "./shader_tools.ts";
@@ -119,6 +120,30 @@ test("Dawn refuses wrong matrices, and too much workgroup memory", async () => {
   ];
   assert.ok(wrong.every(([code]) => code !== right));
   assert.equal((await refusals(gpu, wrong, makePipeline)).length, wrong.length);
+});
+
+test("matrix units are offered where they are usable, in the syntax that compiles", async () => {
+  const [config] = UNITS[0].configs;
+  const info = (subgroupMinSize: number, subgroupMatrixConfigs: unknown[]) =>
+    ({
+      subgroupMinSize,
+      subgroupMaxSize: 128,
+      subgroupMatrixConfigs,
+    }) as unknown as GPUAdapterInfo;
+  const offered = { configs: [config], size: 128 };
+  assert.deepEqual(await findSubgroupMatrix(gpu, info(128, [config])), {
+    ...offered,
+    syntax: "template",
+  });
+  const older = intercepted(gpu, {}, (code) => /_major/.test(code) ? "unknown" : code);
+  assert.deepEqual(await findSubgroupMatrix(older.gpu, info(128, [config])), {
+    ...offered,
+    syntax: "argument",
+  });
+  const integers = { ...config, componentType: "i8", resultComponentType: "i32" };
+  for (const useless of [info(64, [config]), info(128, []), info(128, [integers])]) {
+    assert.equal(await findSubgroupMatrix(gpu, useless), null);
+  }
 });
 
 if (runtime === "deno") {

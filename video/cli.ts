@@ -6,13 +6,13 @@
 
 import { Command, CommanderError, Option } from "commander";
 import process from "node:process";
-import type { GpuChoice } from "../core/runtime.ts";
 import { info, inspect, listModels } from "./cli/describe.ts";
 import { generate } from "./cli/generate.ts";
 import { type CommandIo, Interrupted } from "./cli/io.ts";
 import {
   addImageOptions,
   addVideoOptions,
+  EXPERIMENTAL,
   type GenerateFlags,
   GPU_CHOICES,
 } from "./cli/options.ts";
@@ -103,8 +103,9 @@ function commands(io: CommandIo): Command {
     .action((path: string | undefined) => inspect(path, io));
   program.command("info").description("runtime, adapter, features, limits")
     .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
+    .option("--experimental", EXPERIMENTAL)
     .option("--json", "print one JSON object")
-    .action((flags: { gpu: GpuChoice; json?: boolean }) => info(flags, io));
+    .action((flags: Parameters<typeof info>[0]) => info(flags, io));
   program.command("parity").description("compare with reference files");
   program.command("bench").description("measure the kernels");
   return program.addHelpText("after", () => `\n${video.helpInformation()}`);

@@ -36,19 +36,24 @@ const TOLERANCE = { f32: 1e-3, f16: 1e-2 };
 /** A way that takes so many times as long as the first is not tried further. */
 const TOO_SLOW = 2.5;
 
+/** Runs of which the shortest tells whether a way is too slow: other work delays some of them. */
+const REHEARSALS = 3;
+
 /** Why ways are left out. */
 export type Failures = ReadonlyMap<Way, string>;
 
 /**
- * Runs every way on the calls to be timed and on the cases. A way is left out if a shader is refused,
- * if its values disagree with the float64 references or with the first way's, if it is far slower,
- * or if it comes down to the same shaders as another.
+ * Runs every way on the calls to be timed and on the cases. A way is left out if a shader is
+ * refused, if its values disagree with the float64 references or with the first way's, if it is far
+ * slower, or if it comes down to the same shaders as another.
  */
 export async function qualify(
   bench: Bench,
-  { ways, cases, workloads }: Decision,
+  { ways, cases, workloads, values }: Decision,
   { base, dtype }: TrialOptions,
 ): Promise<Failures> {
+  // Where values mix ways, one that is slow at a call may be the best at another.
+  const slowest = values.every((value) => new Set(value.ways).size === 1) ? TOO_SLOW : Infinity;
   const failures = new Map<Way, string>();
   const known = new Map<string, Way>();
   let first: readonly Rehearsal[] = [];
@@ -63,7 +68,9 @@ export async function qualify(
       const rehearsals: Rehearsal[] = [];
       for (const [i, call] of workloads.entries()) {
         const rehearsal = await rehearse(device, call, dtype);
-        const failure = first.length ? compare(rehearsal, first[i], TOLERANCE[dtype]) : null;
+        const failure = first.length
+          ? compare(rehearsal, first[i], TOLERANCE[dtype], slowest)
+          : null;
         if (failure) return `${describeCall(call)}: ${failure}`;
         rehearsals.push(rehearsal);
       }
@@ -108,7 +115,7 @@ export function shadersOf(
   return runs.join("\n");
 }
 
-/** What a call gave, and the milliseconds that it took once compiled. */
+/** What a call gave, and the milliseconds that it took at best once compiled. */
 interface Rehearsal {
   readonly output: ArrayLike<number>;
   readonly milliseconds: number;
@@ -124,21 +131,30 @@ async function rehearse(
     const inputs = upload(device, input, dtype);
     const call = () => run(kernel, inputs, input.attributes);
     const output = await call().data();
-    const start = performance.now();
-    call();
-    await device.sync();
-    return { output, milliseconds: performance.now() - start };
+    let milliseconds = Infinity;
+    for (let i = 0; i < REHEARSALS; i++) {
+      const start = performance.now();
+      call();
+      await device.sync();
+      milliseconds = Math.min(milliseconds, performance.now() - start);
+    }
+    return { output, milliseconds };
   } finally {
     scope[Symbol.dispose]();
   }
 }
 
-function compare(got: Rehearsal, want: Rehearsal, tolerance: number): string | null {
+function compare(
+  got: Rehearsal,
+  want: Rehearsal,
+  tolerance: number,
+  slowest: number,
+): string | null {
   const error = relativeError(got.output, want.output);
   // A NaN is no error that can be accepted.
   if (!(error <= tolerance)) return `differs by ${error.toExponential(1)} from the first way`;
   const times = got.milliseconds / want.milliseconds;
-  return times > TOO_SLOW ? `takes ${times.toFixed(1)} times as long as the first way` : null;
+  return times > slowest ? `takes ${times.toFixed(1)} times as long as the first way` : null;
 }
 
 /** ‖got − want‖ / ‖want‖. */
@@ -170,8 +186,8 @@ async function survive<T>(
 export type Times = ReadonlyMap<Way, readonly number[]>;
 
 /**
- * Times the ways, call by call; in every round each way has its turn, so that what slows the machine
- * down slows all of them down.
+ * Times the ways, call by call; in every round each way has its turn, so that what slows the
+ * machine down slows all of them down.
  *
  * @returns For each call, the ways that some value takes for it.
  */

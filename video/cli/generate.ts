@@ -40,7 +40,7 @@ export async function generate(
   const say = (text: string) => {
     if (!flags.quiet) io.stderr(`${text}\n`);
   };
-  const device = await openDevice({ gpu: flags.gpu });
+  const device = await openDevice({ gpu: flags.gpu, experimental: flags.experimental });
   try {
     io.signal.throwIfAborted();
     const { sd, remarks } = await loadModel(request, device, io, say);

@@ -36,6 +36,8 @@ export interface GenerateFlags {
   dtype?: DtypeChoice;
   /** Which WebGPU. */
   gpu: GpuChoice;
+  /** Use what is no standard yet. */
+  experimental?: boolean;
   /** File that shows the unfinished result. */
   preview?: string;
   /** Replace files. */
@@ -75,6 +77,10 @@ export type DtypeChoice = "auto" | "f16" | "f32";
 
 /** The choices of `--gpu`. */
 export const GPU_CHOICES: readonly GpuChoice[] = ["auto", "native", "dawn", "software"];
+
+/** What `--experimental` does. */
+export const EXPERIMENTAL = "use what is no standard yet: the GPU's matrix units, which Dawn " +
+  "offers (in Deno with --gpu dawn)";
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
@@ -166,6 +172,7 @@ function addSharedOptions(command: Command): Command {
     .addOption(
       new Option("--gpu <kind>", "which WebGPU to use").choices(GPU_CHOICES).default("auto"),
     )
+    .option("--experimental", EXPERIMENTAL)
     .option("--preview <file>", "picture of the unfinished result, renewed every few steps")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
