@@ -28,6 +28,9 @@ import { pack, PANEL, panelReserve } from "./panels.ts";
 
 const LANES = 8;
 
+/** Steps of a sum in one round of the loop. Panels are filled with zeros to multiples of it. */
+const STEPS = 2;
+
 const repeat = (n: number, line: (i: number) => string) =>
   Array.from({ length: n }, (_, i) => line(i)).join("\n");
 
@@ -156,7 +159,7 @@ function finish({ dispatch }: Pick<GemmLaunch, "dispatch">, product: Gemm, sums:
 /**
  * Rows of weights through windows, columns on the lanes: `b` is read as vectors.
  *
- * Two steps of the sum are taken together, because a loop-carried value costs as much as a
+ * Some steps of the sum are taken together, because a loop-carried value costs as much as a
  * multiply-add each time round.
  */
 export function weightWindows(
@@ -188,28 +191,28 @@ export function weightWindows(
         let n0 = (wg.x * ${LANES}u + lid.x) * ${columns}u;
         ${b.begin}
         var at_w = p.first + item * p.K4 * ${PANEL / 4}u + wg.y % ${sub}u * ${vectorsA}u;
-        var at_b = ${b.at("n0", "p.k0")};
+        let at_b = ${b.at("n0", "p.k0")};
         let step_b = ${b.step};
         ${repeat(rows, (m) => repeat(vectorsB, (j) => `var c${m}_${j} = vec4f();`))}
-        for (var k = 0u; k < p.depth; k += 2u) {
-          // Behind an odd end the weights are zero; the columns are read again, as any number does.
-          let more_b = at_b + select(0u, step_b, k + 1u < p.depth);
-          ${repeat(vectorsB, (j) => `let b0_${j} = load_b(${b.next("at_b", j)});`)}
-          ${repeat(vectorsB, (j) => `let b1_${j} = load_b(${b.next("more_b", j)});`)}
-          ${repeat(vectorsA, (i) => `let a0_${i} = load_w(at_w + ${i}u);`)}
-          ${repeat(vectorsA, (i) => `let a1_${i} = load_w(at_w + ${PANEL / 4 + i}u);`)}
+        for (var k = 0u; k < p.depth; k += ${STEPS}u) {
+          // Behind the end the weights are zero; columns are read again, as any numbers do.
           ${
-        repeat(rows, (m) => {
-          const weight = (u: number) => `vec4f(a${u}_${m >> 2}.${"xyzw"[m & 3]})`;
-          return repeat(
-            vectorsB,
-            (j) =>
-              `c${m}_${j} = fma(${weight(1)}, b1_${j}, fma(${weight(0)}, b0_${j}, c${m}_${j}));`,
-          );
-        })
+        repeat(STEPS, (u) => `
+          let from${u} = at_b + min(k + ${u}u, p.depth - 1u) * step_b;
+          ${repeat(vectorsB, (j) => `let b${u}_${j} = load_b(${b.next(`from${u}`, j)});`)}
+          ${repeat(vectorsA, (i) => `let a${u}_${i} = load_w(at_w + ${PANEL / 4 * u + i}u);`)}`)
       }
-          at_w += ${PANEL / 2}u;
-          at_b += 2u * step_b;
+          ${
+        repeat(rows, (m) =>
+          repeat(vectorsB, (j) => {
+            let sum = `c${m}_${j}`;
+            for (let u = 0; u < STEPS; u++) {
+              sum = `fma(vec4f(a${u}_${m >> 2}.${"xyzw"[m & 3]}), b${u}_${j}, ${sum})`;
+            }
+            return `c${m}_${j} = ${sum};`;
+          }))
+      }
+          at_w += ${PANEL / 4 * STEPS}u;
         }
         ${storeBlock(rows, vectorsB)}`,
     };

@@ -47,14 +47,6 @@ export const VARIANT_CANDIDATES: {
   block: [[4, 4], [8, 8], [16, 8], [32, 8], [16, 16]],
   winograd: THRESHOLDS.flatMap((two) => THRESHOLDS.map((four) => ({ two, four }))),
   attention: ["windows", "lanes", "tiles", "matrix"],
-  elements: [
-    { lanes: 8, vectors: 4 },
-    { lanes: 8, vectors: 16 },
-    { lanes: 8, vectors: 64 },
-    { lanes: 64, vectors: 1 },
-    { lanes: 64, vectors: 4 },
-    { lanes: 256, vectors: 1 },
-  ],
   wideRows: [false, true],
 };
 

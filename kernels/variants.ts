@@ -55,8 +55,6 @@ export interface Variants {
   readonly winograd: { readonly two: number; readonly four: number };
   /** Form of attention. */
   readonly attention: AttentionForm;
-  /** Invocations of a workgroup in operations on elements, and 4-vectors that each handles. */
-  readonly elements: { readonly lanes: number; readonly vectors: number };
   /** Whether rows are reduced by a workgroup together, rather than by each lane alone. */
   readonly wideRows: boolean;
 }
@@ -98,7 +96,6 @@ const GPU: Omit<Variants, "name"> = {
   block: [16, 8],
   winograd: { two: Infinity, four: Infinity },
   attention: "tiles",
-  elements: { lanes: 64, vectors: 1 },
   wideRows: true,
 };
 
@@ -120,7 +117,6 @@ export const VARIANT_TABLE: readonly VariantRow[] = [
       block: [32, 8],
       winograd: { two: 64, four: 1024 },
       attention: "windows",
-      elements: { lanes: 8, vectors: 16 },
       wideRows: false,
     },
   },

@@ -7,11 +7,9 @@
 
 import { type Kernel, type KernelCase, registeredKernels } from "../../core/kernel.ts";
 import "../../kernels/mod.ts";
-import { binaryKernels } from "../../kernels/binary.ts";
 import { conv2dKernel } from "../../kernels/conv2d.ts";
 import { panelShape } from "../../kernels/panels.ts";
 import { describeChoice, VARIANT_CANDIDATES } from "../../kernels/tuned_variants.ts";
-import { unaryKernels } from "../../kernels/unary.ts";
 import type { GemmForm, VariantChoices, Variants } from "../../kernels/variants.ts";
 import { winogradFor } from "../../kernels/winograd.ts";
 import type { UNetConfig } from "../../models/config.ts";
@@ -76,16 +74,6 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
   const costliest = (...names: string[]) =>
     names.flatMap((name) => costliestOf(calls, name, extent.calls));
   const cases = (...names: string[]) => names.flatMap((name) => someCases(name, extent.cases));
-  const length = side ** 2 * model.blockOutChannels[0];
-  const elements: Workload[] = [
-    { kernel: unaryKernels.silu, input: { shapes: [[length]], attributes: {} }, calls: 1 },
-    {
-      kernel: binaryKernels.add as Kernel<unknown>,
-      input: { shapes: [[length], [length]], attributes: { number: null } },
-      calls: 1,
-    },
-    ...costliest("geglu"),
-  ];
   const products = ["channel_linear", "conv2d", "matmul"];
   const norms = ["group_norm", "layer_norm"];
   return [
@@ -97,7 +85,6 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
     ),
     winogradDecision(row, extent),
     simple("attention", candidatesOf("attention", row), costliest("attention"), cases("attention")),
-    simple("elements", candidatesOf("elements", row), elements, cases("silu", "add", "geglu")),
     simple("wideRows", candidatesOf("wideRows", row), costliest(...norms), cases(...norms)),
   ];
 }

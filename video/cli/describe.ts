@@ -52,7 +52,6 @@ export async function info(
       software,
       features: [...device.gpu.features].sort(),
       limits: Object.fromEntries(LIMITS.map((name) => [name, device.gpu.limits[name]])),
-      kernels: software ? "registers" : "tiles",
       variants: { row: name, choices, sources: variantSources(device) },
     };
     if (json) return io.stdout(`${JSON.stringify(facts)}\n`);

@@ -6,6 +6,7 @@
 
 import { type Device, type DeviceInfo, openDevice } from "../../core/device.ts";
 import type { DType } from "../../core/dtype.ts";
+import { loadTunedVariants } from "../../kernels/tuned_variants.ts";
 import { InputError } from "../../core/errors.ts";
 import { describeRuntime } from "../../core/runtime.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
@@ -42,6 +43,7 @@ export async function generate(
   };
   const device = await openDevice({ gpu: flags.gpu, experimental: flags.experimental });
   try {
+    await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
     const { sd, remarks } = await loadModel(request, device, io, say);
     try {
