@@ -186,7 +186,7 @@ export function cubicWgsl(a: number): string {
 /**
  * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum
  * of squared distances from it, by a workgroup of `lanes`; `V`, the float type of an element of
- * `width` numbers. One pass over distances from a pivot, as every read counts.
+ * `width` numbers. Two passes; the second corrects the mean, whose rounding grows with the count.
  */
 export function momentsOf(lanes: number, width: 1 | 4): string {
   const fold = treeFold("partial", (a, b) => `${a} + ${b}`, lanes);
@@ -196,19 +196,22 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
   fn total(v: V) -> f32 { return ${width === 4 ? "dot(v, V(1.0))" : "v"}; }
   fn moments(lane: u32, first: u32, end: u32) -> vec2f {
     let count = f32((end - first) * ${width}u);
-    // Numbers from three places: close enough to the mean that the squares do not cancel.
-    let sample = V(x[first]) + V(x[(first + end) / 2u]) + V(x[end - 1u]);
-    let pivot = total(sample) / ${3 * width}.0;
+    var sum = V();
+    for (var i = first + lane; i < end; i += ${lanes}u) { sum += V(x[i]); }
+    partial[lane] = vec2f(total(sum), 0.0);
+    ${fold}
+    let mean = partial[0].x / count;
+    workgroupBarrier();
     var d1 = V();
     var d2 = V();
     for (var i = first + lane; i < end; i += ${lanes}u) {
-      let d = V(x[i]) - pivot;
+      let d = V(x[i]) - mean;
       d1 += d;
       d2 += d * d;
     }
     partial[lane] = vec2f(total(d1), total(d2));
     ${fold}
     let shift = partial[0].x / count;
-    return vec2f(pivot + shift, max(partial[0].y - shift * partial[0].x, 0.0));
+    return vec2f(mean + shift, partial[0].y - shift * partial[0].x);
   }`;
 }

@@ -27,7 +27,7 @@ after(() => device.close());
 /** GFLOP of the products and sums of products, which published totals count alone. */
 function gigaflops(workloads: readonly Workload[]): number {
   const counted = workloads.filter(({ kernel: { name } }) =>
-    ["matmul", "conv2d", "attention"].includes(name)
+    ["matmul", "channel_linear", "conv2d", "attention"].includes(name)
   );
   return counted.reduce((sum, work) => sum + work.calls * costOf(work, "f32").flops, 0) / 1e9;
 }
