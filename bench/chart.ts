@@ -10,15 +10,15 @@
 
 import { writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { InputError } from "../core/errors.ts";
 import { barGeometry, drawBars } from "./chart/bars.ts";
 import { costliest, readKernels, readPeers, tasksOf } from "./chart/results.ts";
 import { drawRoofline, rooflineGeometry } from "./chart/roofline.ts";
 import { svg, text, WIDTH, wrap } from "./chart/svg.ts";
+import { type Command, command, path } from "./command.ts";
 import type { Results } from "./kernels.ts";
 import type { Results as PeerResults } from "./peers/report.ts";
-import { describeSetting, withExitCode } from "./setting.ts";
+import { describeSetting } from "./setting.ts";
 
 const HELP = `Draws an SVG of measurements. deno run -A bench/chart.ts [options]
 
@@ -30,24 +30,10 @@ const HELP = `Draws an SVG of measurements. deno run -A bench/chart.ts [options]
 At least one of --kernels and --peers is needed.`;
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => chart(args));
-}
-
-async function chart(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      kernels: { type: "string" },
-      peers: { type: "string" },
-      out: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
+export const main: Command = command({
+  help: HELP,
+  options: { kernels: path, peers: path, out: path },
+}, async (options) => {
   if (!options.out) throw new InputError("--out must name the SVG to write");
   if (!options.kernels && !options.peers) {
     throw new InputError("nothing to draw: give --kernels, --peers or both");
@@ -56,7 +42,7 @@ async function chart(args: string[]): Promise<number> {
   const peers = options.peers ? await readPeers(options.peers) : null;
   await writeFile(options.out, draw(kernels, peers));
   return 0;
-}
+});
 
 const MARGIN = 24;
 const LINE = 16;

@@ -10,23 +10,22 @@
  * @module
  */
 
-import { writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { type Device, openDevice } from "../core/device.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import type { Clip } from "../video/clip.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import {
+  type Command,
+  command,
   count,
-  describeSetting,
+  floatType,
   gpuChoice,
-  oneOf,
-  type Setting,
-  settingOf,
-  withExitCode,
-} from "./setting.ts";
+  path,
+  writeResults,
+} from "./command.ts";
+import { describeSetting, type Setting, settingOf } from "./setting.ts";
 import { type Column, significant, textHead, textRow } from "./table.ts";
 import { median } from "./timing.ts";
 
@@ -95,28 +94,10 @@ const COLUMNS: readonly Column[] = [
 ];
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => bench(args));
-}
-
-async function bench(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      steps: { type: "string", default: "8" },
-      dtype: { type: "string", default: "f32" },
-      gpu: { type: "string" },
-      json: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
-  const steps = count("--steps", options.steps);
-  const dtype = oneOf("--dtype", options.dtype, ["f32", "f16"]);
-  const gpu = gpuChoice(options.gpu);
+export const main: Command = command({
+  help: HELP,
+  options: { steps: count, dtype: floatType, gpu: gpuChoice, json: path },
+}, async ({ steps = 8, dtype = "f32", gpu, json }) => {
   const begin = performance.now();
   const device = await openDevice({ gpu });
   try {
@@ -143,15 +124,13 @@ async function bench(args: string[]): Promise<number> {
       await add(`${frames} frames`, textToVideo(sd, PROMPT, { steps, frames }));
     }
     sd.dispose();
-    if (options.json) {
-      const results: Results = { ...setting, dtype, steps, open, load, clips };
-      await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
-    }
+    const results: Results = { ...setting, dtype, steps, open, load, clips };
+    await writeResults({ json }, results);
     return 0;
   } finally {
     await device.close();
   }
-}
+});
 
 /** Makes a clip and takes the time of its parts. */
 async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost> {

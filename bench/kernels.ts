@@ -13,28 +13,37 @@
  * @module
  */
 
-import { writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { type Device, openDevice } from "../core/device.ts";
 import { GpuError, InputError } from "../core/errors.ts";
 import { type Kernel, run } from "../core/kernel.ts";
-import { formatShape } from "../core/shape.ts";
 import "../kernels/mod.ts";
-import { inside, readJson } from "../models/checkpoint.ts";
-import { clipTextConfig, unetConfig, vaeConfig } from "../models/config.ts";
+import { readConfigs } from "../models/checkpoint.ts";
+import { SD15 } from "../models/sd15.ts";
 import { BUILT_IN } from "../models/stable_diffusion.ts";
 import {
+  type Command,
+  command,
   count,
-  describeSetting,
+  flag,
+  floatType,
   gpuChoice,
-  oneOf,
-  type Setting,
-  settingOf,
-  withExitCode,
-} from "./setting.ts";
-import { type ModelConfigs, modelSuites, SD15, type Suite } from "./shapes.ts";
-import { type Column, markdownTable, percent, significant, textHead, textRow } from "./table.ts";
+  path,
+  pattern,
+  severalOf,
+  writeResults,
+} from "./command.ts";
+import { describeSetting, type Setting, settingOf } from "./setting.ts";
+import { modelSuites, type Suite } from "./shapes.ts";
+import {
+  type Column,
+  formatShapes,
+  markdownTable,
+  percent,
+  significant,
+  textHead,
+  textRow,
+} from "./table.ts";
 import { leastTime, type Peaks, probe, time } from "./timing.ts";
 import { costOf, everyKernel, findError, upload, type Workload } from "./workload.ts";
 
@@ -109,53 +118,39 @@ const COLUMNS: readonly Column[] = [
 const ELEMENTS = { quick: 2 ** 17, full: 2 ** 20 };
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => bench(args));
-}
-
-async function bench(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      quick: { type: "boolean", default: false },
-      sd15: { type: "string", multiple: true, default: [] },
-      tiny: { type: "boolean", default: false },
-      filter: { type: "string", default: "" },
-      runs: { type: "string" },
-      dtype: { type: "string", default: "f32" },
-      gpu: { type: "string" },
-      json: { type: "string" },
-      markdown: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
-  const { quick, tiny } = options;
-  const dtype = oneOf("--dtype", options.dtype, ["f32", "f16"]);
-  const runs = count("--runs", options.runs ?? (quick ? "3" : "5"));
-  const sizes = options.sd15.map((size) => Number(oneOf("--sd15", size, ["512", "256"])));
-  const suites = filtered(await suitesFor(quick, tiny, sizes), options.filter);
-  const device = await openDevice({ gpu: gpuChoice(options.gpu) });
+export const main: Command = command({
+  help: HELP,
+  options: {
+    quick: flag,
+    sd15: severalOf(["512", "256"]),
+    tiny: flag,
+    filter: pattern,
+    runs: count,
+    dtype: floatType,
+    gpu: gpuChoice,
+    json: path,
+    markdown: path,
+  },
+}, async ({ quick, sd15, tiny, filter, dtype = "f32", gpu, ...options }) => {
+  const { runs = quick ? 3 : 5 } = options;
+  const suites = filtered(await suitesFor(quick, tiny, sd15.map(Number)), filter);
+  const device = await openDevice({ gpu });
   let results: Results;
   try {
     results = await timeSuites(device, suites, { dtype, runs, allCases: !quick });
   } finally {
     await device.close();
   }
-  if (options.json) await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
-  if (options.markdown) await writeFile(options.markdown, markdown(results, suites));
+  await writeResults(options, results, markdown(results, suites));
   return results.problems.length ? 1 : 0;
-}
+});
 
 async function suitesFor(
   quick: boolean,
   tiny: boolean,
   sizes: readonly number[],
 ): Promise<Suite[]> {
-  const builtIn = modelSuites("built-in model", await builtInConfigs(), 128, {
+  const builtIn = modelSuites("built-in model", await readConfigs(BUILT_IN), 128, {
     rows: 8,
     textRows: 2,
   });
@@ -173,32 +168,15 @@ async function suitesFor(
   return [{ name: "kernels that no model calls", isModel: false, workloads: rest }, ...models];
 }
 
-async function builtInConfigs(): Promise<ModelConfigs> {
-  const read = async (part: string) => {
-    const file = inside(inside(BUILT_IN, part), "config.json");
-    return [await readJson(file), String(file)] as const;
-  };
-  return {
-    unet: unetConfig(...await read("unet")),
-    vae: vaeConfig(...await read("vae")),
-    clip: clipTextConfig(...await read("text_encoder")),
-  };
-}
-
-function filtered(suites: readonly Suite[], filter: string): Suite[] {
-  let pattern: RegExp;
-  try {
-    pattern = new RegExp(filter);
-  } catch {
-    throw new InputError(`--filter must be a regular expression, got "${filter}"`);
-  }
-  const kept = suites.map((suite) => ({
-    ...suite,
-    isModel: suite.isModel && filter === "",
-    workloads: suite.workloads.filter(({ kernel }) => pattern.test(kernel.name)),
+function filtered(suites: readonly Suite[], filter?: RegExp): readonly Suite[] {
+  if (!filter) return suites;
+  const kept = suites.map(({ name, workloads }) => ({
+    name,
+    isModel: false,
+    workloads: workloads.filter(({ kernel }) => filter.test(kernel.name)),
   })).filter(({ workloads }) => workloads.length);
   if (kept.length) return kept;
-  throw new InputError(`--filter matches no kernel that would be timed, got "${filter}"`);
+  throw new InputError(`--filter matches no kernel that would be timed, got "${filter.source}"`);
 }
 
 async function timeSuites(
@@ -233,7 +211,7 @@ async function timeSuites(
       if (!right.has(workload.kernel)) continue;
       const row = await timeWorkload(device, suite.name, workload, { dtype, runs, peaks });
       if (typeof row === "string") {
-        say(`not timed: ${workload.kernel.name} ${inputsOf(workload.input.shapes)}: ${row}`);
+        say(`not timed: ${workload.kernel.name} ${formatShapes(workload.input.shapes)}: ${row}`);
         continue;
       }
       rows.push(row);
@@ -254,7 +232,7 @@ async function findErrorInCases(
   const largest = bytes.indexOf(Math.max(...bytes));
   for (const [i, input] of kernel.cases.entries()) {
     const error = all || i === largest ? await findError(device, kernel, input, dtype) : null;
-    if (error) return `case ${i} (${inputsOf(input.shapes)}): ${error}`;
+    if (error) return `case ${i} (${formatShapes(input.shapes)}): ${error}`;
   }
   return null;
 }
@@ -306,14 +284,10 @@ function describePeaks({ method, gigaflops, copies }: Peaks, runs: number): stri
     `multiply-add, copy ${rates.join(", ")}`;
 }
 
-function inputsOf(shapes: readonly (readonly number[] | null)[]): string {
-  return shapes.flatMap((shape) => shape ? [formatShape(shape)] : []).join(" ");
-}
-
 function cellsOf(row: Row): string[] {
   return [
     row.kernel,
-    inputsOf(row.shapes),
+    formatShapes(row.shapes),
     String(row.calls),
     significant(row.milliseconds),
     percent(row.spread),

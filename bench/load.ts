@@ -15,22 +15,23 @@
  * @module
  */
 
-import { open, readdir, stat, writeFile } from "node:fs/promises";
+import { open, readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { openDevice } from "../core/device.ts";
 import type { Device } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
 import { InputError } from "../core/errors.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
+import { type Command, command, count, floatType, path, writeResults } from "./command.ts";
 import { describeSetting, settingOf } from "./setting.ts";
 
-const USAGE = `usage: load <folder or .safetensors file> [options]
+const HELP = `usage: load <folder or .safetensors file> [options]
   --dtype f32|f16     type on the device (default f16)
   --tokenizer FOLDER  vocabulary, if the checkpoint brings none
   --runs N            loads that are measured (default 3)
-  --json FILE         write the results`;
+  --json FILE         write the results
+  --help              this text`;
 
 interface Settings {
   readonly model: string;
@@ -40,24 +41,21 @@ interface Settings {
   readonly json?: string;
 }
 
-function settingsFrom(args: readonly string[]): Settings {
-  const text = { type: "string" } as const;
-  const { values, positionals } = parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: { dtype: text, tokenizer: text, runs: text, json: text },
-  });
-  if (positionals.length !== 1) throw new InputError("name one checkpoint");
-  const { dtype = "f16", tokenizer, json } = values;
-  const runs = Number(values.runs ?? 3);
-  if (dtype !== "f32" && dtype !== "f16") {
-    throw new InputError(`--dtype must be f32 or f16, got ${dtype}`);
+/** Runs the command. Returns the exit code. */
+export const main: Command = command({
+  help: HELP,
+  options: { dtype: floatType, tokenizer: path, runs: count, json: path },
+  positionals: true,
+}, async ({ dtype = "f16", runs = 3, ...files }, models) => {
+  if (models.length !== 1) throw new InputError("name one checkpoint");
+  const device = await openDevice();
+  try {
+    await measure({ model: models[0], dtype, runs, ...files }, device);
+    return 0;
+  } finally {
+    await device.close();
   }
-  if (!Number.isSafeInteger(runs) || runs < 1) {
-    throw new InputError(`--runs must be a whole number of at least 1, got ${values.runs}`);
-  }
-  return { model: positionals[0], dtype, tokenizer, runs, json };
-}
+});
 
 /** The weights that loading reads. */
 async function filesOf(model: string): Promise<string[]> {
@@ -142,39 +140,10 @@ const median = (values: readonly number[]) =>
 
 const MiB = 2 ** 20;
 
-/**
- * The command line of this file.
- *
- * @returns The exit code.
- */
-export async function main(
-  args: readonly string[],
-  out: (line: string) => void = console.log,
-): Promise<number> {
-  let settings: Settings;
-  try {
-    settings = settingsFrom(args);
-  } catch (error) {
-    out(`${error instanceof Error ? error.message : error}\n${USAGE}`);
-    return 2;
-  }
-  const device = await openDevice();
-  try {
-    await measure(settings, device, out);
-    return 0;
-  } finally {
-    await device.close();
-  }
-}
-
-async function measure(
-  settings: Settings,
-  device: Device,
-  out: (line: string) => void,
-): Promise<void> {
+async function measure(settings: Settings, device: Device): Promise<void> {
   const { model, dtype, runs, json } = settings;
   const setting = settingOf(device);
-  out(describeSetting(setting));
+  console.log(describeSetting(setting));
   const files = await filesOf(model);
   const bytes = await readPlainly(files);
   const reading: number[] = [];
@@ -192,16 +161,17 @@ async function measure(
   }
   const rate = (times: readonly number[]) => bytes / 1e9 / median(times);
   const { peak, after } = memory!;
-  out(`${model}, ${dtype}: ${(bytes / 1e9).toFixed(2)} GB, median of ${runs}`);
-  out(`read plainly  ${median(reading).toFixed(2)} s  ${rate(reading).toFixed(2)} GB/s`);
-  out(`loaded        ${median(loading).toFixed(2)} s  ${rate(loading).toFixed(2)} GB/s`);
-  out(`share         ${(100 * rate(loading) / rate(reading)).toFixed(0)} % of plain reading`);
-  out(
+  console.log(`${model}, ${dtype}: ${(bytes / 1e9).toFixed(2)} GB, median of ${runs}`);
+  console.log(`read plainly  ${median(reading).toFixed(2)} s  ${rate(reading).toFixed(2)} GB/s`);
+  console.log(`loaded        ${median(loading).toFixed(2)} s  ${rate(loading).toFixed(2)} GB/s`);
+  console.log(
+    `share         ${(100 * rate(loading) / rate(reading)).toFixed(0)} % of plain reading`,
+  );
+  console.log(
     `host memory   ${(peak / MiB).toFixed(0)} MiB at most, ${(after / MiB).toFixed(0)} MiB after`,
   );
-  if (json === undefined) return;
   const result = { setting, model, dtype, bytes, reading, loading, hostMemory: { peak, after } };
-  await writeFile(json, `${JSON.stringify(result, null, 1)}\n`);
+  await writeResults({ json }, result);
 }
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

@@ -12,7 +12,6 @@
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { crc32 } from "node:zlib";
 import { f16ArrayToF32 } from "../core/dtype.ts";
 import { InputError, WeightError } from "../core/errors.ts";
@@ -20,13 +19,15 @@ import { type TensorStream, writeSafetensors } from "../core/safetensors.ts";
 import { type Shape, sizeOf } from "../core/shape.ts";
 import { type Part, PARTS, SD15, SD15_JSON, SD15_SCHEDULER } from "../models/sd15.ts";
 import { stateDicts } from "../models/state_dict.ts";
+import { type Command, command, flag, oneOf } from "./command.ts";
 import { diffusersToLdm } from "./ldm_layout.ts";
 import { fillF16 } from "./recipe.ts";
 
-const USAGE = `usage: make_fullsize <folder> [options]
+const HELP = `usage: make_fullsize <folder> [options]
   --single           one file with the names of LDM, not a diffusers folder
   --dtype f16|bf16   type of the weights (default f16)
-  --shards           parts of 512 MiB at most, with an index`;
+  --shards           parts of 512 MiB at most, with an index
+  --help             this text`;
 
 /** CRC-32 of the little-endian half-precision bytes of every tensor. */
 const CHECKSUMS = new URL("../tests/golden/fullsize/weights_crc32.json", import.meta.url);
@@ -38,7 +39,6 @@ const SHARD_BYTES = 512 * 2 ** 20;
 interface Settings {
   readonly folder: string;
   readonly dtype: "f16" | "bf16";
-  readonly single: boolean;
   readonly shards: boolean;
 }
 
@@ -48,22 +48,6 @@ interface Entry {
   readonly name: string;
   readonly shape: Shape;
   readonly stored: { readonly name: string; readonly shape: Shape };
-}
-
-function settingsFrom(args: readonly string[]): Settings {
-  const flag = { type: "boolean", default: false } as const;
-  const { values, positionals } = parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: { single: flag, shards: flag, dtype: { type: "string", default: "f16" } },
-  });
-  const { dtype, single, shards } = values;
-  if (positionals.length !== 1) throw new InputError("name the folder to write to");
-  if (dtype !== "f16" && dtype !== "bf16") {
-    throw new InputError(`--dtype must be f16 or bf16, got ${dtype}`);
-  }
-  if (single && shards) throw new InputError("--single and --shards exclude each other");
-  return { folder: positionals[0], dtype, single, shards };
 }
 
 const STATE_DICTS = stateDicts(SD15);
@@ -177,24 +161,16 @@ const FORMAT = { format: "pt" };
 /** The name of the single file, inside the folder. */
 const SINGLE = "sd15-recipe.safetensors";
 
-/**
- * The command line of this file.
- *
- * @returns The exit code.
- */
-export async function main(
-  args: readonly string[],
-  log: (line: string) => void = console.error,
-): Promise<number> {
-  let settings: Settings;
-  try {
-    settings = settingsFrom(args);
-  } catch (error) {
-    log(`${error instanceof Error ? error.message : error}\n${USAGE}`);
-    return 2;
-  }
+/** Runs the command. Returns the exit code. */
+export const main: Command = command({
+  help: HELP,
+  options: { single: flag, dtype: oneOf(["f16", "bf16"]), shards: flag },
+  positionals: true,
+}, async ({ single, dtype = "f16", shards }, folders) => {
+  if (folders.length !== 1) throw new InputError("name the folder to write to");
+  if (single && shards) throw new InputError("--single and --shards exclude each other");
+  const [folder] = folders;
   const start = performance.now();
-  const { folder, dtype, single } = settings;
   const checksums: Checksums = JSON.parse(await readFile(CHECKSUMS, "utf8"));
   await mkdir(folder, { recursive: true });
   if (single) {
@@ -202,11 +178,13 @@ export async function main(
     const streams = entries.map((entry) => streamOf(entry, dtype, checksums));
     await writeSafetensors(join(folder, SINGLE), streams, FORMAT);
   } else {
-    await writeFolder(settings, checksums);
+    await writeFolder({ folder, dtype, shards }, checksums);
   }
   const seconds = (performance.now() - start) / 1000;
-  log(`${single ? join(folder, SINGLE) : folder}: ${seconds.toFixed(1)} s, all checksums right`);
+  console.error(
+    `${single ? join(folder, SINGLE) : folder}: ${seconds.toFixed(1)} s, all checksums right`,
+  );
   return 0;
-}
+});
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

@@ -17,14 +17,23 @@
  * @module
  */
 
-import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { fileURLToPath } from "node:url";
 import { InputError } from "../core/errors.ts";
 import type { GpuChoice } from "../core/runtime.ts";
+import {
+  type Command,
+  command,
+  count,
+  flag,
+  gpuChoice,
+  path,
+  pattern,
+  writeResults,
+} from "./command.ts";
 import { type Child, startChild } from "./peers/child.ts";
 import { type Host, installPeers, workerCommand } from "./peers/install.ts";
 import { type Case, CASES, SMALL_CASES } from "./peers/problems.ts";
@@ -39,7 +48,7 @@ import {
   textSummary,
   textTable,
 } from "./peers/report.ts";
-import { count, describeSetting, gpuChoice, withExitCode } from "./setting.ts";
+import { describeSetting } from "./setting.ts";
 import { significant } from "./table.ts";
 import { median } from "./timing.ts";
 
@@ -102,30 +111,18 @@ interface Session {
 }
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => bench(args));
-}
-
-async function bench(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      quick: { type: "boolean", default: false },
-      filter: { type: "string", default: "" },
-      runs: { type: "string", default: "5" },
-      gpu: { type: "string" },
-      json: { type: "string" },
-      markdown: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
-  const runs = count("--runs", options.runs);
-  const gpu = gpuChoice(options.gpu);
-  const cases = filtered(options.quick ? SMALL_CASES : CASES, options.filter);
+export const main: Command = command({
+  help: HELP,
+  options: {
+    quick: flag,
+    filter: pattern,
+    runs: count,
+    gpu: gpuChoice,
+    json: path,
+    markdown: path,
+  },
+}, async ({ quick, filter, runs = 5, gpu = "auto", ...files }) => {
+  const cases = filtered(quick ? SMALL_CASES : CASES, filter);
   const root = dirname(import.meta.dirname ?? dirname(fileURLToPath(import.meta.url)));
   const folder = join(root, "out", "peers");
   const problem = await installPeers(root, folder);
@@ -148,25 +145,19 @@ async function bench(args: string[]): Promise<number> {
   console.log(`\n${textSummary(rows)}\n${explain(runs)}`);
   const settings = seats.flatMap(({ opened }) => opened?.setting ?? []);
   const results: Results = { settings, runs, tolerance: TOLERANCE, rows };
-  if (options.json) await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
-  if (options.markdown) await writeFile(options.markdown, markdown(results));
+  await writeResults(files, results, markdown(results));
   const failed = rows.some(({ library, milliseconds }) =>
     library === "framezero" && milliseconds === null
   );
   return failed ? 1 : 0;
-}
+});
 
-function filtered(cases: readonly Case[], filter: string): Case[] {
-  let pattern: RegExp;
-  try {
-    pattern = new RegExp(filter);
-  } catch {
-    throw new InputError(`--filter must be a regular expression, got "${filter}"`);
-  }
-  const kept = cases.filter(({ name }) => pattern.test(name));
+function filtered(cases: readonly Case[], filter?: RegExp): readonly Case[] {
+  if (!filter) return cases;
+  const kept = cases.filter(({ name }) => filter.test(name));
   if (kept.length) return kept;
   const names = cases.map(({ name }) => name).join("; ");
-  throw new InputError(`--filter must match one of: ${names}; got "${filter}"`);
+  throw new InputError(`--filter must match one of: ${names}; got "${filter.source}"`);
 }
 
 /** What became of a contender in a case. */

@@ -11,14 +11,13 @@
 
 import { readFile, writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { InputError } from "../core/errors.ts";
-import { formatShape } from "../core/shape.ts";
 import { costliest, duelsOf, readKernels, readPeers, readStep } from "./chart/results.ts";
+import { type Command, command, path } from "./command.ts";
 import type { Results as KernelResults } from "./kernels.ts";
 import type { Results as PeerResults } from "./peers/report.ts";
-import { describeSetting, withExitCode } from "./setting.ts";
-import { type Column, markdownTable, percent, significant } from "./table.ts";
+import { describeSetting } from "./setting.ts";
+import { type Column, formatShapes, markdownTable, percent, significant } from "./table.ts";
 import { markdown as stepReport } from "./unet_step/report.ts";
 
 const HELP = `Writes measurements between <!-- bench:start --> and <!-- bench:end -->.
@@ -36,25 +35,11 @@ const END = "<!-- bench:end -->";
 const KERNELS = 12;
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => update(args));
-}
-
-async function update(args: string[]): Promise<number> {
-  const { values: options, positionals: files } = parseArgs({
-    args,
-    allowPositionals: true,
-    options: {
-      kernels: { type: "string" },
-      step: { type: "string" },
-      peers: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
+export const main: Command = command({
+  help: HELP,
+  options: { kernels: path, step: path, peers: path },
+  positionals: true,
+}, async (options, files) => {
   const [file] = files;
   if (files.length !== 1) {
     throw new InputError(`exactly one Markdown file must be named, got ${files.length}`);
@@ -72,7 +57,7 @@ async function update(args: string[]): Promise<number> {
   }
   await writeFile(file, replaceMarked(old, parts.join("\n\n"), file));
   return 0;
-}
+});
 
 /**
  * `text` with `content` in the place of what stood between the marks.
@@ -106,7 +91,7 @@ export function kernelTable(results: KernelResults): string {
   ];
   const rows = costliest(results.rows).slice(0, KERNELS).map((row) => [
     row.kernel,
-    row.shapes.flatMap((shape) => shape ? [formatShape(shape)] : []).join(" "),
+    formatShapes(row.shapes),
     significant(row.milliseconds),
     significant(row.gigaflops),
     significant(row.gigabytesPerSecond),

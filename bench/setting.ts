@@ -1,13 +1,12 @@
 /**
- * Where and when a measurement was made, and what the bench commands share.
+ * Where and when a measurement was made.
  *
  * @module
  */
 
 import { execFileSync } from "node:child_process";
 import type { Device } from "../core/device.ts";
-import { InputError } from "../core/errors.ts";
-import { describeRuntime, type GpuChoice } from "../core/runtime.ts";
+import { describeRuntime } from "../core/runtime.ts";
 
 /** Where and when a measurement was made. */
 export interface Setting {
@@ -52,55 +51,5 @@ function commit(): string | null {
     return git("rev-parse", "--short", "HEAD") + (git("status", "--porcelain") ? "+" : "");
   } catch {
     return null;
-  }
-}
-
-const GPU_CHOICES: readonly GpuChoice[] = ["auto", "native", "dawn", "software"];
-
-/**
- * The value of `--gpu`.
- *
- * @throws {InputError} if there is no such choice.
- */
-export function gpuChoice(value = "auto"): GpuChoice {
-  return oneOf("--gpu", value, GPU_CHOICES);
-}
-
-/**
- * The value of an option with few choices.
- *
- * @throws {InputError} if it is none of them.
- */
-export function oneOf<T extends string>(option: string, value: string, choices: readonly T[]): T {
-  const found = choices.find((choice) => choice === value);
-  if (found !== undefined) return found;
-  throw new InputError(`${option} must be ${choices.join(" or ")}, got "${value}"`);
-}
-
-/**
- * The value of an option that counts something.
- *
- * @throws {InputError} if it is no whole number of at least 1.
- */
-export function count(option: string, value: string): number {
-  const number = Number(value);
-  if (Number.isSafeInteger(number) && number >= 1) return number;
-  throw new InputError(`${option} must be a whole number of at least 1, got "${value}"`);
-}
-
-/**
- * Runs a command: an error becomes a line on standard error.
- *
- * @returns The exit code: `body`'s own; 2 after a wrong option, 1 after another error.
- */
-export async function withExitCode(body: () => Promise<number>): Promise<number> {
-  try {
-    return await body();
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    console.error(error.message);
-    // node:util names what it finds wrong with options ERR_PARSE_ARGS_…
-    const code = "code" in error ? String(error.code) : "";
-    return error instanceof InputError || code.startsWith("ERR_PARSE_ARGS") ? 2 : 1;
   }
 }

@@ -24,15 +24,9 @@ import { layerNormKernel } from "../kernels/layer_norm.ts";
 import { matmulKernel } from "../kernels/matmul.ts";
 import { timestepEmbeddingKernel } from "../kernels/time_embedding.ts";
 import { unaryKernels } from "../kernels/unary.ts";
-import {
-  type ClipTextConfig,
-  clipTextConfig,
-  type UNetConfig,
-  unetConfig,
-  type VaeConfig,
-  vaeConfig,
-} from "../models/config.ts";
-import type { Workload } from "./workload.ts";
+import type { UNetConfig, VaeConfig } from "../models/config.ts";
+import type { PartConfigs } from "../models/sd15.ts";
+import { callOf, type Workload } from "./workload.ts";
 
 /** The workloads of one model evaluation, or of one purpose. */
 export interface Suite {
@@ -44,32 +38,36 @@ export interface Suite {
   readonly workloads: readonly Workload[];
 }
 
-/** The configurations of the parts of a model. */
-export interface ModelConfigs {
-  /** The denoiser. */
-  readonly unet: UNetConfig;
-  /** The autoencoder. */
-  readonly vae: VaeConfig;
-  /** The text encoder. */
-  readonly clip: ClipTextConfig;
+/** What a convolution has besides its weights and its bias. */
+export interface ConvolutionOptions {
+  /** Pixels from one patch to the next, default 1. */
+  readonly stride?: number;
+  /** Whether a number is added to each channel. */
+  readonly embedding?: boolean;
+  /** Whether a tensor of the output's shape is added. */
+  readonly residual?: boolean;
 }
 
-/** Stable Diffusion 1.5. */
-export const SD15: ModelConfigs = {
-  unet: unetConfig({
-    block_out_channels: [320, 640, 1280, 1280],
-    cross_attention_dim: 768,
-    attention_head_dim: 8,
-  }, "Stable Diffusion 1.5"),
-  vae: vaeConfig({ block_out_channels: [128, 256, 512, 512] }, "Stable Diffusion 1.5"),
-  clip: clipTextConfig({
-    vocab_size: 49408,
-    hidden_size: 768,
-    intermediate_size: 3072,
-    num_hidden_layers: 12,
-    num_attention_heads: 12,
-  }, "Stable Diffusion 1.5"),
-};
+/** A convolution with weights in panels, padded so that stride 1 keeps the size of the image. */
+export function convolution(
+  [B, C, H, W]: Shape,
+  O: number,
+  size: number,
+  { stride = 1, embedding = false, residual = false }: ConvolutionOptions = {},
+): Workload {
+  const pad = (size - 1) / 2;
+  const out = [B, O, H / stride, W / stride];
+  const extras = [[O], embedding ? [B, O] : null, residual ? out : null];
+  return callOf(conv2dKernel, [[B, C, H, W], panelShape(O, C * size * size), ...extras], {
+    outputs: O,
+    kernel: [size, size],
+    stride: [stride, stride],
+    dilation: [1, 1],
+    padding: { top: pad, bottom: pad, left: pad, right: pad },
+    groups: 1,
+    activation: "none",
+  });
+}
 
 /** Collects calls, equal ones once. The methods are the layers of `models/layers.ts`. */
 class Walk {
@@ -90,24 +88,9 @@ class Walk {
     this.#calls.set(key, { kernel, input: { shapes, attributes, ...given }, calls });
   }
 
-  conv(
-    [B, C, H, W]: Shape,
-    O: number,
-    size: number,
-    { stride = 1, embedding = false, residual = false } = {},
-  ): void {
-    const pad = (size - 1) / 2;
-    const out = [B, O, H / stride, W / stride];
-    const extras = [[O], embedding ? [B, O] : null, residual ? out : null];
-    this.add(conv2dKernel, [[B, C, H, W], panelShape(O, C * size * size), ...extras], {
-      outputs: O,
-      kernel: [size, size],
-      stride: [stride, stride],
-      dilation: [1, 1],
-      padding: { top: pad, bottom: pad, left: pad, right: pad },
-      groups: 1,
-      activation: "none",
-    });
+  conv(x: Shape, O: number, size: number, options: ConvolutionOptions = {}): void {
+    const { kernel, input } = convolution(x, O, size, options);
+    this.add(kernel, input.shapes, input.attributes);
   }
 
   /** On channel-major tokens. */
@@ -289,7 +272,7 @@ export function vaeWorkloads(config: VaeConfig, side: number): Workload[] {
 }
 
 /** The calls that encode `rows` texts, and project them for the UNet's cross-attention. */
-export function textWorkloads({ clip, unet }: ModelConfigs, rows: number): Workload[] {
+export function textWorkloads({ text_encoder: clip, unet }: PartConfigs, rows: number): Workload[] {
   const walk = new Walk();
   const { hiddenSize: C, intermediateSize, vocabSize, numAttentionHeads } = clip;
   const x = [rows, C, TOKENS];
@@ -328,7 +311,7 @@ export function textWorkloads({ clip, unet }: ModelConfigs, rows: number): Workl
 /** A model's parts at `pixels` × `pixels`, as three suites. */
 export function modelSuites(
   name: string,
-  configs: ModelConfigs,
+  configs: PartConfigs,
   pixels: number,
   { rows, textRows }: Omit<Extent, "side">,
 ): Suite[] {

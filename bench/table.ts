@@ -4,6 +4,8 @@
  * @module
  */
 
+import { formatShape, type Shape } from "../core/shape.ts";
+
 /** A column of a table. */
 export interface Column {
   /** Its head. */
@@ -47,6 +49,11 @@ export function significant(value: number): string {
   if (value === 0) return "0";
   const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
   return value.toFixed(Math.min(digits, 6));
+}
+
+/** `[2, 3] [3, 4]`: the shapes of the inputs that there are. */
+export function formatShapes(shapes: readonly (Shape | null)[]): string {
+  return shapes.flatMap((shape) => shape ? [formatShape(shape)] : []).join(" ");
 }
 
 /** `12 %`. */

@@ -11,22 +11,22 @@
  * @module
  */
 
-import { writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { openDevice } from "../core/device.ts";
 import { saveTunedVariants } from "../kernels/tuned_variants.ts";
 import { type VariantChoices, variantsOf } from "../kernels/variants.ts";
 import type { UNetConfig } from "../models/config.ts";
+import { SD15 } from "../models/sd15.ts";
 import {
-  describeSetting,
+  type Command,
+  command,
+  flag,
+  floatType,
   gpuChoice,
-  oneOf,
-  type Setting,
-  settingOf,
-  withExitCode,
-} from "./setting.ts";
-import { SD15 } from "./shapes.ts";
+  path,
+  writeResults,
+} from "./command.ts";
+import { describeSetting, type Setting, settingOf } from "./setting.ts";
 import { type Method, probe } from "./timing.ts";
 import { decisionsFor, type Extent } from "./tune/decisions.ts";
 import { type Bench, qualify, timeWays } from "./tune/trial.ts";
@@ -71,42 +71,28 @@ const NARROW: UNetConfig = {
 const QUICK: Extent = { model: NARROW, side: 32, calls: 2, cases: 2, everything: false };
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => tune(args));
-}
-
-async function tune(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      quick: { type: "boolean", default: false },
-      save: { type: "boolean", default: false },
-      dtype: { type: "string", default: "f32" },
-      gpu: { type: "string" },
-      experimental: { type: "boolean", default: false },
-      json: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
-  const dtype = oneOf("--dtype", options.dtype, ["f32", "f16"]);
-  const gpu = gpuChoice(options.gpu);
-  const open = () => openDevice({ gpu, experimental: options.experimental });
+export const main: Command = command({
+  help: HELP,
+  options: {
+    quick: flag,
+    save: flag,
+    dtype: floatType,
+    gpu: gpuChoice,
+    experimental: flag,
+    json: path,
+  },
+}, async ({ quick, save, dtype = "f32", gpu, experimental, json }) => {
+  const open = () => openDevice({ gpu, experimental });
   const bench: Bench = { device: await open(), open };
   try {
-    const results = await decideAll(bench, dtype, options.quick);
-    if (options.json) await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
-    if (options.save) {
-      console.log(`kept in ${await saveTunedVariants(bench.device, results.choices)}`);
-    }
+    const results = await decideAll(bench, dtype, quick);
+    await writeResults({ json }, results);
+    if (save) console.log(`kept in ${await saveTunedVariants(bench.device, results.choices)}`);
   } finally {
     await bench.device.close();
   }
   return 0;
-}
+});
 
 async function decideAll(bench: Bench, dtype: "f32" | "f16", quick: boolean): Promise<Results> {
   const setting = settingOf(bench.device);

@@ -12,19 +12,29 @@
  * @module
  */
 
-import { writeFile } from "node:fs/promises";
 import process from "node:process";
-import { parseArgs } from "node:util";
 import { type Device, openDevice } from "../core/device.ts";
 import { InputError } from "../core/errors.ts";
 import { sizeOf } from "../core/shape.ts";
-import { inside, openWeights, readJson } from "../models/checkpoint.ts";
-import { type UNetConfig, unetConfig, vaeConfig } from "../models/config.ts";
+import { inside, openWeights, readConfigs } from "../models/checkpoint.ts";
+import type { UNetConfig } from "../models/config.ts";
+import { SD15 } from "../models/sd15.ts";
 import { BUILT_IN } from "../models/stable_diffusion.ts";
 import { UNet2DConditionModel } from "../models/unet.ts";
 import type { WeightSource } from "../models/weights.ts";
-import { count, describeSetting, gpuChoice, oneOf, settingOf, withExitCode } from "./setting.ts";
-import { SD15, unetWorkloads } from "./shapes.ts";
+import {
+  type Command,
+  command,
+  count,
+  flag,
+  floatType,
+  gpuChoice,
+  oneOf,
+  path,
+  writeResults,
+} from "./command.ts";
+import { describeSetting, settingOf } from "./setting.ts";
+import { unetWorkloads } from "./shapes.ts";
 import { probe } from "./timing.ts";
 import { alone, evaluate } from "./unet_step/evaluation.ts";
 import { byKind } from "./unet_step/kinds.ts";
@@ -54,58 +64,39 @@ interface Subject {
 }
 
 /** Runs the command. Returns the exit code. */
-export function main(args: string[]): Promise<number> {
-  return withExitCode(() => bench(args));
-}
-
-async function bench(args: string[]): Promise<number> {
-  const { values: options } = parseArgs({
-    args,
-    options: {
-      size: { type: "string" },
-      tiny: { type: "boolean", default: false },
-      rows: { type: "string", default: "2" },
-      dtype: { type: "string", default: "f32" },
-      runs: { type: "string", default: "3" },
-      gpu: { type: "string" },
-      json: { type: "string" },
-      markdown: { type: "string" },
-      help: { type: "boolean", default: false },
-    },
-  });
-  if (options.help) {
-    console.log(HELP);
-    return 0;
-  }
-  if (options.tiny && options.size) {
+export const main: Command = command({
+  help: HELP,
+  options: {
+    size: oneOf(["256", "512"]),
+    tiny: flag,
+    rows: count,
+    dtype: floatType,
+    runs: count,
+    gpu: gpuChoice,
+    json: path,
+    markdown: path,
+  },
+}, async ({ size, tiny, rows = 2, dtype = "f32", runs = 3, gpu, ...files }) => {
+  if (tiny && size) {
     throw new InputError("--size is for Stable Diffusion 1.5; leave it out with --tiny");
   }
-  const size = Number(oneOf("--size", options.size ?? "256", ["256", "512"]));
-  const rows = count("--rows", options.rows);
-  const dtype = oneOf("--dtype", options.dtype, ["f32", "f16"]);
-  const runs = count("--runs", options.runs);
-  const gpu = gpuChoice(options.gpu);
-  const subject = options.tiny ? await builtIn() : stableDiffusion(size);
+  const subject = tiny ? await builtIn() : stableDiffusion(Number(size ?? 256));
   const device = await openDevice({ gpu });
   try {
     const results = await measure(device, subject, { rows, dtype, runs });
-    if (options.json) await writeFile(options.json, JSON.stringify(results, null, 1) + "\n");
-    if (options.markdown) await writeFile(options.markdown, markdown(results));
+    await writeResults(files, results, markdown(results));
     return 0;
   } finally {
     await device.close();
   }
-}
+});
 
 async function builtIn(): Promise<Subject> {
-  const folder = inside(BUILT_IN, "unet");
-  const file = inside(folder, "config.json");
-  const config = unetConfig(await readJson(file), String(file));
-  const vae = await readJson(inside(inside(BUILT_IN, "vae"), "config.json"));
-  const factor = 2 ** (vaeConfig(vae, "vae").blockOutChannels.length - 1);
+  const { unet: config, vae } = await readConfigs(BUILT_IN);
   const side = config.sampleSize;
-  const open = () => openWeights(folder, "diffusion_pytorch_model");
-  return { model: "built-in model", config, size: side * factor, side, open };
+  const size = side * 2 ** (vae.blockOutChannels.length - 1);
+  const open = () => openWeights(inside(BUILT_IN, "unet"), "diffusion_pytorch_model");
+  return { model: "built-in model", config, size, side, open };
 }
 
 function stableDiffusion(size: number): Subject {

@@ -15,7 +15,7 @@ import {
   run,
   type TensorSpec,
 } from "../core/kernel.ts";
-import { sizeOf } from "../core/shape.ts";
+import { type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 
 /** A call of a kernel, and how often a model makes it. */
@@ -26,6 +26,15 @@ export interface Workload {
   readonly input: KernelCase<unknown>;
   /** Calls in an evaluation of the model; 1 where there is none. */
   readonly calls: number;
+}
+
+/** One call of a kernel. */
+export function callOf<A>(
+  kernel: Kernel<A>,
+  shapes: readonly (Shape | null)[],
+  attributes: A,
+): Workload {
+  return { kernel, input: { shapes, attributes }, calls: 1 };
 }
 
 /** Floating-point operations of one call, and the bytes that must move at least. */

@@ -11,12 +11,15 @@ import type { DriverChoice, NativeHost } from "./software_vulkan.ts";
 /** The JavaScript runtimes that are told apart. */
 export type Runtime = "deno" | "bun" | "node" | "browser";
 
+/** What may be asked for. */
+export const GPU_CHOICES = ["auto", "native", "dawn", "software"] as const;
+
 /**
  * Which WebGPU to use: `native` is the runtime's own `navigator.gpu` (Deno, browsers), `dawn` is
  * npm `webgpu` (Bun, Node, also Deno), `auto` takes the first of the two that has an adapter,
  * `software` computes on the CPU even if there is a GPU.
  */
-export type GpuChoice = "auto" | "native" | "dawn" | "software";
+export type GpuChoice = (typeof GPU_CHOICES)[number];
 
 /** Settings of {@link findGpu}. */
 export interface GpuOptions {

@@ -7,9 +7,10 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
+import { command, count, flag, floatType, path, pattern, severalOf } from "../bench/command.ts";
 import { main as endToEnd } from "../bench/end_to_end.ts";
 import { main as kernels, type Results } from "../bench/kernels.ts";
-import { SD15, textWorkloads, unetWorkloads, vaeWorkloads } from "../bench/shapes.ts";
+import { textWorkloads, unetWorkloads, vaeWorkloads } from "../bench/shapes.ts";
 import { markdownTable, significant, textHead, textRow } from "../bench/table.ts";
 import { leastTime, median, time } from "../bench/timing.ts";
 import { costOf, everyKernel, findError, upload, type Workload } from "../bench/workload.ts";
@@ -19,6 +20,7 @@ import { sizeOf } from "../core/shape.ts";
 import "../kernels/mod.ts";
 import { unaryKernels } from "../kernels/unary.ts";
 import { disposeCache } from "../models/attention.ts";
+import { SD15 } from "../models/sd15.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 
 const device = await openDevice();
@@ -162,6 +164,56 @@ describe("tables", () => {
   it("show three significant digits", () => {
     const shown = [1234.5, 12.345, 1.2345, 0.012345, 0].map(significant);
     assert.deepEqual(shown, ["1235", "12.3", "1.23", "0.0123", "0"]);
+  });
+});
+
+describe("options", () => {
+  const options = {
+    json: path,
+    quick: flag,
+    runs: count,
+    filter: pattern,
+    dtype: floatType,
+    size: severalOf(["256", "512"]),
+  };
+  /** What a command gets from `args`, or its exit code. */
+  const read = async (...args: string[]) => {
+    let got: object | undefined;
+    const code = await command({ help: "", options }, (values) => {
+      got = values;
+      return Promise.resolve(0);
+    })(args);
+    return got ?? code;
+  };
+
+  it("are read as what they stand for, the last one counts", async () => {
+    const none = { json: undefined, quick: false, runs: undefined, filter: undefined };
+    assert.deepEqual(await read(), { ...none, dtype: undefined, size: [] });
+    assert.deepEqual(
+      await read(..."--quick --runs 3 --runs 5 --dtype=f16 --size 512 --size 256".split(" ")),
+      { ...none, quick: true, runs: 5, dtype: "f16", size: ["512", "256"] },
+    );
+    assert.deepEqual(await read("--json", "a b", "--filter", "^c"), {
+      ...none,
+      json: "a b",
+      filter: /^c/,
+      dtype: undefined,
+      size: [],
+    });
+  });
+
+  it("end a command that does not understand them with exit code 2", async () => {
+    for (const value of ["0", "1.5", "x", ""]) assert.equal(await read("--runs", value), 2);
+    for (const args of ["--filter (", "--dtype f64", "--size 256 --size 1", "--fast", "file"]) {
+      assert.equal(await read(...args.split(" ")), 2);
+    }
+    assert.equal(await read("--runs"), 2);
+    assert.equal(await read("--help"), 0);
+  });
+
+  it("leave an error of another kind as exit code 1", async () => {
+    const failing = command({ help: "", options: {} }, () => Promise.reject(new Error("broken")));
+    assert.equal(await failing([]), 1);
   });
 });
 

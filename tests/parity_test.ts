@@ -119,8 +119,14 @@ async function writeSum(file: string, y: TensorData[], listed: Partial<Listed> =
 async function parity(...args: string[]): Promise<{ code: number; out: string[]; log: string[] }> {
   const out: string[] = [];
   const log: string[] = [];
-  const code = await main(args, { out: (line) => out.push(line), log: (line) => log.push(line) });
-  return { code, out, log };
+  const own = { log: console.log, error: console.error };
+  console.log = (line) => out.push(line);
+  console.error = (line) => log.push(line);
+  try {
+    return { code: await main(args), out, log };
+  } finally {
+    Object.assign(console, own);
+  }
 }
 
 describe("the command line", () => {
@@ -218,11 +224,11 @@ describe("the command line", () => {
   it("explains wrong calls and exits with 2", async () => {
     const calls: [RegExp, ...string[]][] = [
       [/at least one reference file/],
-      [/--dtype must be f32 or f16, got f64/, GOLDEN, "--dtype", "f64"],
+      [/--dtype must be f32 or f16, got "f64"/, GOLDEN, "--dtype", "f64"],
       [/--gpu must be/, GOLDEN, "--gpu", "abacus"],
       [/nowhere: no such file or folder/, "nowhere"],
-      [/./, GOLDEN, "--filter", "("],
-      [/./, GOLDEN, "--unknown"],
+      [/--filter must be a regular expression, got "\("/, GOLDEN, "--filter", "("],
+      [/--unknown/, GOLDEN, "--unknown"],
     ];
     for (const [message, ...args] of calls) {
       const { code, log, out } = await parity(...args);

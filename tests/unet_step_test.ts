@@ -4,7 +4,7 @@
 
 import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";
-import { SD15, unetWorkloads } from "../bench/shapes.ts";
+import { unetWorkloads } from "../bench/shapes.ts";
 import { alone, evaluate } from "../bench/unet_step/evaluation.ts";
 import { byKind, type CallTime, kindOf } from "../bench/unet_step/kinds.ts";
 import { randomUNet } from "../bench/unet_step/random_unet.ts";
@@ -14,6 +14,7 @@ import { openDevice } from "../core/device.ts";
 import type { ProfileRow } from "../core/profiler.ts";
 import { sizeOf } from "../core/shape.ts";
 import { unetConfig } from "../models/config.ts";
+import { SD15 } from "../models/sd15.ts";
 import { UNet2DConditionModel } from "../models/unet.ts";
 
 const device = await openDevice();

@@ -30,7 +30,7 @@ import {
 import type { Kernel } from "../core/kernel.ts";
 import { channelLinearKernel } from "../kernels/channel_linear.ts";
 import { panelShape } from "../kernels/panels.ts";
-import { SD15 } from "../bench/shapes.ts";
+import { SD15 } from "../models/sd15.ts";
 import { type Decision, decisionsFor, someCases, type Way } from "../bench/tune/decisions.ts";
 import { qualify, shadersOf } from "../bench/tune/trial.ts";
 import { judge } from "../bench/tune/verdict.ts";

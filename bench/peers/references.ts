@@ -5,10 +5,10 @@
  */
 
 import { attentionKernel } from "../../kernels/attention.ts";
-import { conv2dKernel } from "../../kernels/conv2d.ts";
 import { groupNormKernel } from "../../kernels/group_norm.ts";
 import { matmulKernel } from "../../kernels/matmul.ts";
-import { costOf, type Workload } from "../workload.ts";
+import { convolution } from "../shapes.ts";
+import { callOf, costOf, type Workload } from "../workload.ts";
 import { EPS, type Problem, valuesOf } from "./problems.ts";
 
 /** Greatest error accepted, as a share of the greatest value. */
@@ -16,51 +16,30 @@ export const TOLERANCE = 1e-4;
 
 /** The problem as a call of a kernel: what it costs, and what is right. */
 function workloadOf(problem: Problem): Workload {
-  const call = (kernel: Workload["kernel"], input: Workload["input"]) => ({
-    kernel,
-    input,
-    calls: 1,
-  });
   switch (problem.op) {
     case "matmul": {
       const { tokens, inputs, outputs } = problem;
-      return call(matmulKernel, {
-        shapes: [[inputs, outputs], [inputs, tokens], null, null],
-        attributes: {
-          transposeA: true,
-          transposeB: false,
-          biasAxis: "row",
-          activation: "none",
-        },
+      return callOf(matmulKernel, [[inputs, outputs], [inputs, tokens], null, null], {
+        transposeA: true,
+        transposeB: false,
+        biasAxis: "row",
+        activation: "none",
       });
     }
     case "conv2d": {
       const { channels: C, side } = problem;
-      return call(conv2dKernel, {
-        shapes: [[1, C, side, side], [C, C, 3, 3], null, null, null],
-        attributes: {
-          kernel: [3, 3],
-          stride: [1, 1],
-          dilation: [1, 1],
-          padding: { top: 1, bottom: 1, left: 1, right: 1 },
-          groups: 1,
-          activation: "none",
-        },
-      });
+      const { kernel, input: { shapes: [x], attributes } } = convolution([1, C, side, side], C, 3);
+      return callOf(kernel, [x, [C, C, 3, 3], null, null, null], attributes);
     }
     case "attention": {
-      const shape = [1, problem.heads * problem.width, problem.tokens];
-      return call(attentionKernel, {
-        shapes: [shape, shape, shape, null],
-        attributes: { heads: problem.heads },
-      });
+      const { heads, width, tokens } = problem;
+      const shape = [1, heads * width, tokens];
+      return callOf(attentionKernel, [shape, shape, shape, null], { heads });
     }
     case "group_norm": {
       const { groups, channels, side } = problem;
-      return call(groupNormKernel, {
-        shapes: [[1, channels, side, side], [channels], [channels]],
-        attributes: { groups, eps: EPS, activation: "none" },
-      });
+      const shapes = [[1, channels, side, side], [channels], [channels]];
+      return callOf(groupNormKernel, shapes, { groups, eps: EPS, activation: "none" });
     }
   }
 }

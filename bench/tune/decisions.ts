@@ -5,15 +5,13 @@
  * @module
  */
 
-import { type Kernel, type KernelCase, registeredKernels } from "../../core/kernel.ts";
+import { type KernelCase, registeredKernels } from "../../core/kernel.ts";
 import "../../kernels/mod.ts";
-import { conv2dKernel } from "../../kernels/conv2d.ts";
-import { panelShape } from "../../kernels/panels.ts";
 import { describeChoice, VARIANT_CANDIDATES } from "../../kernels/tuned_variants.ts";
 import type { GemmForm, VariantChoices, Variants } from "../../kernels/variants.ts";
 import { winogradFor } from "../../kernels/winograd.ts";
 import type { UNetConfig } from "../../models/config.ts";
-import { unetWorkloads } from "../shapes.ts";
+import { convolution, unetWorkloads } from "../shapes.ts";
 import { costOf, type Workload } from "../workload.ts";
 
 /** A way to compute. */
@@ -141,7 +139,7 @@ function winogradDecision(row: Variants, { model, cases }: Extent): Decision {
     { name: "F(4×4)", choices: { winograd: { two: Infinity, four: 0 } } },
   ];
   const widths = [...model.blockOutChannels].reverse();
-  const workloads = IMAGES.map((side, i) => convolution(side, widths[i]));
+  const workloads = IMAGES.map((side, i) => convolution([1, widths[i], side, side], widths[i], 3));
   const [first, ...rest] = withFirst(row.winograd, VARIANT_CANDIDATES.winograd).map(
     (winograd): Value => ({
       choices: { winograd },
@@ -162,23 +160,6 @@ function winogradDecision(row: Variants, { model, cases }: Extent): Decision {
     values: [first, ...rest],
     cases: suitable.slice(0, cases),
   };
-}
-
-/** A 3×3 convolution with as many outputs as inputs. */
-function convolution(side: number, channels: number): Workload {
-  const input = {
-    shapes: [[1, channels, side, side], panelShape(channels, 9 * channels), null, null, null],
-    attributes: {
-      outputs: channels,
-      kernel: [3, 3],
-      stride: [1, 1],
-      dilation: [1, 1],
-      padding: { top: 1, bottom: 1, left: 1, right: 1 },
-      groups: 1,
-      activation: "none",
-    },
-  };
-  return { kernel: conv2dKernel as Kernel<unknown>, input, calls: 1 };
 }
 
 /** The calls of a kernel that cost a model most. */
