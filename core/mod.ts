@@ -24,7 +24,7 @@ export {
 export { Plan } from "./plan.ts";
 export type { OpCost, ProfileRow } from "./profiler.ts";
 export { Generator, generatorForFrame, type GeneratorKind } from "./random.ts";
-export { describeRuntime, type GpuChoice, type Runtime, runtime } from "./runtime.ts";
+export { describeRuntime, GPU_CHOICES, type GpuChoice, type Runtime, runtime } from "./runtime.ts";
 export {
   encodeSafetensors,
   openSafetensors,

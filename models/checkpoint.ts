@@ -16,6 +16,7 @@ import {
   unetConfig,
   vaeConfig,
 } from "./config.ts";
+import { CONVERT_PICKLES, isPickle, weightNames } from "./hub/selection.ts";
 import type { Part, PartConfigs } from "./sd15.ts";
 import type { WeightSource } from "./weights.ts";
 
@@ -65,39 +66,45 @@ export async function readJson(file: Location): Promise<Json> {
   }
 }
 
-const PICKLES = [".bin", ".ckpt", ".pt", ".pth"];
+/** What the weights of a part are called, before their ending. */
+export type WeightStem = "diffusion_pytorch_model" | "model";
+
+/** What the weights of a part are called in diffusers' layout. */
+export function stemOf(part: Part): WeightStem {
+  return part === "text_encoder" ? "model" : "diffusion_pytorch_model";
+}
 
 /**
  * Opens the weights of one part of a diffusers folder: `stem.safetensors`, a variant of it
- * (`stem.fp16.safetensors`), or shards listed in `stem.safetensors.index.json`.
+ * (`stem.fp16.safetensors`), or shards listed in `stem.safetensors.index.json` (for a variant
+ * `stem.safetensors.index.fp16.json` or `stem.fp16.safetensors.index.json`). Of several the
+ * variant that is asked for comes first, then the one without a name, then fp16, then bf16.
  *
- * @param stem `diffusion_pytorch_model`, or `model` for text encoders.
  * @throws {WeightError} if there are only pickles, or none of these.
  */
 export async function openWeights(
   folder: Location,
-  stem: "diffusion_pytorch_model" | "model",
+  stem: WeightStem,
+  variant?: string,
 ): Promise<WeightSource> {
-  const names = ["", ".fp16", ".bf16"].map((variant) => `${stem}${variant}.safetensors`);
-  for (const name of names) {
-    const file = inside(folder, name);
+  const names = weightNames(stem, variant);
+  for (const { whole, indexes } of names) {
+    const file = inside(folder, whole);
     if (await exists(file)) return merged([await openSafetensors(file)], String(file));
-    const index = inside(folder, `${name}.index.json`);
-    if (await exists(index)) return openShards(folder, index);
+    for (const name of indexes) {
+      const index = inside(folder, name);
+      if (await exists(index)) return openShards(folder, index);
+    }
   }
-  for (const extension of PICKLES) {
-    const bin = stem === "model" && extension === ".bin";
-    const name = bin ? "pytorch_model.bin" : stem + extension;
-    if (!await exists(inside(folder, name))) continue;
+  for (const pickle of ["pytorch_model.bin", `${stem}.bin`, `${stem}.ckpt`]) {
+    if (!await exists(inside(folder, pickle))) continue;
     throw new WeightError(
-      `${folder}: there is only ${name}, a Python pickle, which can run code when it is opened and ` +
-        `is therefore not loaded. Convert it with Python: ` +
-        `from safetensors.torch import save_file; import torch; ` +
-        `save_file(torch.load("${name}", weights_only=True), "${stem}.safetensors")`,
+      `${folder}: there is only ${pickle}, a Python pickle, ${CONVERT_PICKLES}`,
     );
   }
   throw new WeightError(
-    `${folder}: no weights found, looked for ${names.join(", ")} and their .index.json`,
+    `${folder}: no weights found, looked for ${names.map(({ whole }) => whole).join(", ")} and ` +
+      `their indexes; fetch the missing file`,
   );
 }
 
@@ -157,13 +164,7 @@ export async function readModelIndex(folder: Location): Promise<Json> {
   const index = inside(folder, "model_index.json");
   if (await exists(index)) return await readJson(index);
   const path = String(folder);
-  if (PICKLES.some((extension) => path.endsWith(extension))) {
-    throw new InputError(
-      `${path}: pickled checkpoints can run code when they are opened and are therefore not ` +
-        `loaded. Convert it to safetensors first, for example with ` +
-        `diffusers' convert_original_stable_diffusion_to_diffusers.py --to_safetensors`,
-    );
-  }
+  if (isPickle(path)) throw new InputError(`${path}: a Python pickle, ${CONVERT_PICKLES}`);
   if (await exists(folder)) {
     throw new InputError(
       `${path}: a model is a folder in diffusers' layout (with model_index.json, unet/, vae/, ` +
@@ -202,13 +203,17 @@ export interface Checkpoint {
 /**
  * Opens a diffusers folder.
  *
- * @param tokenizer Folder with `vocab.json` and `merges.txt`, if not the checkpoint's own.
+ * @param variant Precision to prefer where the folder has several, as {@link openWeights} does.
  * @throws {InputError} if there is no such folder.
  * @throws {WeightError} if a configuration is damaged or of another architecture.
  */
 export async function openFolder(
   folder: Location,
-  tokenizer: Location = inside(folder, "tokenizer"),
+  { tokenizer = inside(folder, "tokenizer"), variant }: {
+    /** Folder with `vocab.json` and `merges.txt`, if not the checkpoint's own. */
+    readonly tokenizer?: Location;
+    readonly variant?: string;
+  } = {},
 ): Promise<Checkpoint> {
   await readModelIndex(folder);
   const configs = await readConfigs(folder);
@@ -219,11 +224,7 @@ export async function openFolder(
     schedulerConfig: await exists(config) ? await readJson(config) : {},
     defaults: await readDefaults(folder),
     tokenizer,
-    open: (part) =>
-      openWeights(
-        inside(folder, part),
-        part === "text_encoder" ? "model" : "diffusion_pytorch_model",
-      ),
+    open: (part) => openWeights(inside(folder, part), stemOf(part), variant),
     close: () => Promise.resolve(),
   };
 }

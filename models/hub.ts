@@ -55,10 +55,28 @@ export interface ModelDownload extends HubOptions {
   readonly files?: (names: readonly string[]) => readonly string[];
 }
 
+/** A model in the cache. */
+export interface DownloadedModel {
+  /** Path of `snapshots/<commit>`. */
+  readonly folder: string;
+  /** The commit that the revision stands for, 40 hexadecimal digits. */
+  readonly commit: string;
+  /** What was asked for, as paths in that folder. */
+  readonly files: readonly string[];
+}
+
 /** How to fetch one file. */
 export interface FileDownload extends HubOptions {
   /** What the file's sha256 must be, 64 hexadecimal digits. */
   readonly sha256?: string;
+}
+
+/** A file in the cache. */
+export interface DownloadedFile {
+  /** Its path. */
+  readonly path: string;
+  /** Its sha256, if the caller or the server told it; else `null`. */
+  readonly sha256: string | null;
 }
 
 /** A file of a repository, ready to be fetched, and where its content goes. */
@@ -68,20 +86,15 @@ interface Wanted extends RemoteFile {
 }
 
 /**
- * Fetches the files of a model that the cache does not hold yet, and returns its folder there. If
- * the Hub cannot be reached, or must not, what was fetched before is used.
+ * Fetches the files of a model that the cache does not hold yet. If the Hub cannot be reached, or
+ * must not, what was fetched before is used.
  *
- * @returns path of `snapshots/<commit>`.
  * @throws {InputError} if there is no such model, no access, no network, or no room on the disk.
  * @throws {WeightError} if the bytes that arrive are not those of the model.
  */
-export async function downloadModel(options: ModelDownload): Promise<string> {
-  const { id, revision = "main", variant } = options;
-  const choose = options.files ?? ((names) => neededFiles(names, variant));
-  checkModelId(id);
-  checkRevision(revision);
-  const settings = await hubSettings(options);
-  const client = makeClient(settings, options);
+export async function downloadModel(options: ModelDownload): Promise<DownloadedModel> {
+  const { id, revision = "main" } = options;
+  const { choose, settings, client, subject } = await prepare(options);
   const model = modelCache(settings.cache, id);
   if (settings.offline) {
     const cached = await completeSnapshot(model, revision, id, choose);
@@ -91,7 +104,6 @@ export async function downloadModel(options: ModelDownload): Promise<string> {
         `complete copy of ${revision}; fetch the model once with HF_HUB_OFFLINE=0`,
     );
   }
-  const subject: Subject = { name: id, page: `${settings.endpoint}/${id}` };
   let listing: Listing;
   try {
     listing = await listModel(client, id, revision, subject);
@@ -99,18 +111,48 @@ export async function downloadModel(options: ModelDownload): Promise<string> {
     if (!(error instanceof Unreachable)) throw error;
     const cached = await completeSnapshot(model, revision, id, choose).catch(() => undefined);
     if (!cached) throw error;
-    client.notify(`${error.message.split(";")[0]}; using the copy in ${cached}`);
+    client.notify(`${error.message.split(";")[0]}; using the copy in ${cached.folder}`);
     return cached;
   }
-  const names = chosen(id, listing.files.map(({ name }) => name), choose);
+  const { commit } = listing;
+  const files = chosen(id, listing.files.map(({ name }) => name), choose);
   const wanted: Wanted[] = [];
-  for (const name of names) wanted.push(await wantedFile(client, model, listing, name, subject));
+  for (const name of files) wanted.push(await wantedFile(client, model, listing, name, subject));
   await fetchAll(wanted, model, client, options.onProgress);
   for (const { name, digest, size } of wanted) {
-    await linkIntoSnapshot(model, listing.commit, name, digest.hex, size);
+    await linkIntoSnapshot(model, commit, name, digest.hex, size);
   }
-  await writeRef(model, revision, listing.commit);
-  return snapshotPath(model, listing.commit);
+  await writeRef(model, revision, commit);
+  return { folder: snapshotPath(model, commit), commit, files };
+}
+
+/**
+ * Finds the files of a model on the Hub without fetching them.
+ *
+ * @returns The address that their paths are relative to, and these paths.
+ * @throws {InputError} if there is no such model, no access or no network.
+ */
+export async function browseModel(
+  options: ModelDownload,
+): Promise<{ url: URL; files: readonly string[] }> {
+  const { id, revision = "main" } = options;
+  const { choose, client, subject } = await prepare(options);
+  const { commit, files } = await listModel(client, id, revision, subject);
+  return {
+    url: new URL(`${subject.page}/resolve/${commit}/`),
+    files: chosen(id, files.map(({ name }) => name), choose),
+  };
+}
+
+/** Checks what was asked for, and what every request needs. */
+async function prepare(options: ModelDownload) {
+  const { id, revision = "main", variant } = options;
+  checkModelId(id);
+  checkRevision(revision);
+  const settings = await hubSettings(options);
+  const subject: Subject = { name: id, page: `${settings.endpoint}/${id}` };
+  const choose = options.files ?? ((names: readonly string[]) => neededFiles(names, variant));
+  return { choose, settings, client: makeClient(settings, options), subject };
 }
 
 /** The caller's choice, checked: every name exists, and none would leave the cache. */
@@ -139,10 +181,11 @@ async function completeSnapshot(
   revision: string,
   id: string,
   choose: (names: readonly string[]) => readonly string[],
-): Promise<string | undefined> {
+): Promise<DownloadedModel | undefined> {
   const cached = await cachedSnapshot(model, revision);
-  if (cached) chosen(id, cached.names, choose);
-  return cached?.path;
+  if (!cached) return undefined;
+  const { path: folder, commit, names } = cached;
+  return { folder, commit, files: chosen(id, names, choose) };
 }
 
 async function wantedFile(
@@ -211,9 +254,9 @@ async function fetchOnce(
 }
 
 /**
- * Fetches one file from any web server into the folder `framezero/` of the cache, and returns its
- * path there. The folder's names are the sha256 of the address and of the ETag, so that a file that
- * changes on the server is fetched again.
+ * Fetches one file from any web server into the folder `framezero/` of the cache. The names below it
+ * are the sha256 of the address and of the content (of the ETag where that is unknown), so that a
+ * file that changes on the server is fetched again.
  *
  * @throws {InputError} if there is no such file, no access, no network, or no room on the disk.
  * @throws {WeightError} if the bytes that arrive are not those that were announced.
@@ -221,18 +264,19 @@ async function fetchOnce(
 export async function downloadFile(
   url: string | URL,
   options: FileDownload = {},
-): Promise<string> {
+): Promise<DownloadedFile> {
   const address = String(url);
   if (!URL.canParse(address) || !/^https?:$/.test(new URL(address).protocol)) {
     throw new InputError(`${quoted(address)}: only http(s) addresses can be fetched; correct it`);
   }
-  const sha256 = options.sha256?.toLowerCase();
-  if (sha256 !== undefined && !/^[0-9a-f]{64}$/.test(sha256)) {
-    throw new InputError(`sha256 must be 64 hexadecimal digits, got ${quoted(sha256)}`);
+  const wanted = options.sha256?.toLowerCase();
+  if (wanted !== undefined && !/^[0-9a-f]{64}$/.test(wanted)) {
+    throw new InputError(`sha256 must be 64 hexadecimal digits, got ${quoted(wanted)}`);
   }
   const settings = await hubSettings(options);
   const client = makeClient(settings, options);
   const base = `${settings.cache}/framezero/${(await sha256Of(address)).slice(0, 32)}`;
+  const folderOf = async (version: string) => (await sha256Of(version)).slice(0, 16);
   const subject = subjectOf(address, settings.endpoint);
   let facts: FileFacts;
   try {
@@ -240,21 +284,24 @@ export async function downloadFile(
     facts = await probeFile(client, subject, address, subject.page !== undefined);
   } catch (error) {
     if (!(error instanceof Unreachable)) throw error;
-    const cached = await newestCopy(base);
-    if (cached) return cached;
+    const path = await newestCopy(base, wanted && await folderOf(wanted));
+    if (path) return { path, sha256: wanted ?? null };
     throw new InputError(`${subject.name}: ${error.message}; there is no copy in the cache`);
   }
   const { size, etag, version } = facts;
   const name = fileNameOf(address, facts);
-  const target = `${base}/${(await sha256Of(sha256 ?? version)).slice(0, 16)}/${name}`;
-  if (await fileSize(target) === size) return target;
-  const digest: Digest | null = sha256 ? { kind: "sha256", hex: sha256 } : facts.digest;
+  const announced = facts.digest?.kind === "sha256" ? facts.digest.hex : undefined;
+  const sha256 = wanted ?? announced ?? null;
+  const target = `${base}/${await folderOf(sha256 ?? version)}/${name}`;
+  const found: DownloadedFile = { path: target, sha256 };
+  if (await fileSize(target) === size) return found;
+  const digest: Digest | null = wanted ? { kind: "sha256", hex: wanted } : facts.digest;
   const file: RemoteFile = { name, url: address, subject, size, digest, etag };
   const arrived = rangeBytes(await readJournal(partialOf(target, size)));
   await checkSpace(base, size - arrived);
   const tracker = trackProgress(size, options.onProgress);
   await fetchOnce(file, target, `${target}.framezero.lock`, client, tracker);
-  return target;
+  return found;
 }
 
 /** Files of the Hub's repositories have a page to visit when they are refused. */
@@ -273,11 +320,11 @@ function fileNameOf(address: string, { proposedName }: FileFacts): string {
   return name.replaceAll("/", "_");
 }
 
-/** The copy of an address that was fetched last. */
-async function newestCopy(base: string): Promise<string | undefined> {
+/** The copy of an address that was fetched last, or the one in the folder `only`. */
+async function newestCopy(base: string, only?: string): Promise<string | undefined> {
   const fs = await fileSystem();
   let newest: { path: string; time: number } | undefined;
-  for (const folder of await fs.readdir(base).catch(() => [])) {
+  for (const folder of only ? [only] : await fs.readdir(base).catch(() => [])) {
     for (const name of await fs.readdir(`${base}/${folder}`).catch(() => [])) {
       const path = `${base}/${folder}/${name}`;
       if (/\.framezero\.\w+(\.|$)/.test(name)) continue; // unfinished

@@ -43,6 +43,8 @@ export interface Inspection {
   readonly layout: "ldm" | "diffusers" | "other";
   /** The parts of a Stable Diffusion checkpoint that it holds. */
   readonly parts: ReadonlyMap<Part, Holding>;
+  /** Its tensors. */
+  readonly tensors: number;
   /** Elements of all its tensors. */
   readonly parameters: number;
   /** Bytes of all its tensors. */
@@ -303,6 +305,7 @@ export function inspectTensors(header: Header, configs: PartConfigs = SD15): Ins
     title,
     layout,
     parts,
+    tensors: header.size,
     ...sizes(header),
     ignored,
     checked: place !== null,

@@ -11,7 +11,7 @@ export {
   type KeyValueCache,
 } from "./attention.ts";
 export type { AttentionMode } from "../kernels/mod.ts";
-export { type Location, openWeights, readJson } from "./checkpoint.ts";
+export { type Location, openWeights, readJson, type WeightStem } from "./checkpoint.ts";
 export { ClipTextModel, type ClipTextOutput } from "./clip_text.ts";
 export {
   ClipTokenizer,
@@ -31,6 +31,23 @@ export {
   type VaeConfig,
   vaeConfig,
 } from "./config.ts";
+export {
+  browseModel,
+  type DownloadedFile,
+  type DownloadedModel,
+  downloadFile,
+  downloadModel,
+  type DownloadProgress,
+  type FileDownload,
+  type HubOptions,
+  type ModelDownload,
+  type ModelReference,
+  neededFiles,
+  parseModelReference,
+  type ProgressListener,
+  type TransferTuning,
+} from "./hub.ts";
+export { type LocatedModel, locateModel, type LocateOptions } from "./hub/locate.ts";
 export { ldmToDiffusers, type StoredName } from "./ldm_names.ts";
 export {
   type Header,
@@ -39,7 +56,7 @@ export {
   inspectTensors,
   type ModelKind,
 } from "./inspect.ts";
-export { describeInspection } from "./inspect_text.ts";
+export { describeInspection, describeParts, type InspectionRow } from "./inspect_text.ts";
 export type { Part, PartConfigs } from "./sd15.ts";
 export type { SingleFileOptions } from "./single_file.ts";
 export { BUILT_IN, type LoadOptions, StableDiffusion } from "./stable_diffusion.ts";

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { openByteSource } from "../core/byte_source.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { openSafetensors, type SafetensorsFile } from "../core/safetensors.ts";
 import {
@@ -17,6 +18,8 @@ import {
   readJson,
 } from "./checkpoint.ts";
 import type { Json } from "./config.ts";
+import type { HubOptions } from "./hub.ts";
+import { CONVERT_PICKLES } from "./hub/selection.ts";
 import { type Inspection, inspectTensors, placeLdmKey } from "./inspect.ts";
 import { type Part, SD15, SD15_SCHEDULER } from "./sd15.ts";
 import { findTokenizer, folderAround } from "./tokenizer_place.ts";
@@ -24,10 +27,15 @@ import type { WeightSource } from "./weights.ts";
 
 /** What a single file does not hold. */
 export interface SingleFileOptions {
-  /** Folder with `vocab.json` and `merges.txt`. Default: beside the file, then the hub's cache. */
+  /**
+   * Folder with `vocab.json` and `merges.txt`. Default: beside the file, then the Hub's cache, then
+   * the Hub.
+   */
   readonly tokenizer?: Location;
   /** Folder in diffusers' layout whose configurations describe the file. Default: SD 1.5's. */
   readonly config?: Location;
+  /** How to fetch what is not on disk; its `onProgress` tells bytes, speed and time left. */
+  readonly hub?: HubOptions;
 }
 
 /** Whether a location names a safetensors file rather than a folder. */
@@ -46,9 +54,17 @@ export function isSingleFile(location: Location): boolean {
  */
 export async function openSingleFile(
   location: Location,
-  { tokenizer, config }: SingleFileOptions = {},
+  { tokenizer, config, hub }: SingleFileOptions = {},
 ): Promise<Checkpoint> {
-  const file = await openSafetensors(location);
+  const file = await openSafetensors(location).catch(async (error: unknown) => {
+    if (await holdsPickle(location)) {
+      throw new WeightError(
+        `${location}: by its content a Python pickle, whatever its name says, ${CONVERT_PICKLES}`,
+        { cause: error },
+      );
+    }
+    throw error;
+  });
   try {
     const configs = config === undefined ? SD15 : await readConfigs(config);
     refuse(file.name, inspectTensors(file.tensors, configs));
@@ -60,7 +76,7 @@ export async function openSingleFile(
       configs,
       schedulerConfig: config === undefined ? SD15_SCHEDULER : await readScheduler(config),
       defaults: await readDefaults(config ?? null),
-      tokenizer: await findTokenizer(file.name, folders),
+      tokenizer: await findTokenizer(file.name, folders, hub),
       open: (part) => Promise.resolve(sourceOf(file, part)),
       close: () => file.close(),
     };
@@ -68,6 +84,14 @@ export async function openSingleFile(
     await file.close();
     throw error;
   }
+}
+
+/** Pickles begin with protocol 2 or later, those of PyTorch ≥ 1.6 lie in a zip archive. */
+async function holdsPickle(location: Location): Promise<boolean> {
+  const source = await openByteSource(location);
+  const [first, second] = await source.read(0, Math.min(2, source.size));
+  await source.close();
+  return (first === 0x80 && second >= 2 && second <= 5) || (first === 0x50 && second === 0x4b);
 }
 
 async function readScheduler(folder: Location): Promise<Json> {

@@ -15,6 +15,7 @@ import { ClipTextModel } from "./clip_text.ts";
 import { ClipTokenizer } from "./clip_tokenizer.ts";
 import type { Json, ModelDefaults } from "./config.ts";
 import type { Part } from "./sd15.ts";
+import { locateModel } from "./hub/locate.ts";
 import { isSingleFile, openSingleFile, type SingleFileOptions } from "./single_file.ts";
 import { UNet2DConditionModel } from "./unet.ts";
 import type { ModelOptions, WeightSource } from "./weights.ts";
@@ -25,6 +26,12 @@ export interface LoadOptions extends SingleFileOptions {
   device?: Device;
   /** Type of weights and activations. Default `"f32"`. */
   dtype?: DType;
+  /**
+   * Precision to prefer where a model has its weights in several, such as `"fp16"`. Default: that
+   * of `dtype`, so `"fp16"` for f16 and none for f32. Where a part lacks it, the weights without a
+   * variant's name come next, then fp16, then bf16.
+   */
+  variant?: string;
   /** Called with the name of each part before it is loaded. */
   onPart?: (part: string) => void;
   /** Called as bytes of a part arrive on the device. */
@@ -61,7 +68,7 @@ export class StableDiffusion {
   readonly schedulerConfig: Json;
   /** Settings that suit it. */
   readonly defaults: ModelDefaults;
-  /** Where it was loaded from. */
+  /** What names it again, as {@link LocatedModel} has it. */
   readonly source: string;
   readonly #ownsDevice: boolean;
 
@@ -83,21 +90,27 @@ export class StableDiffusion {
   }
 
   /**
-   * Loads a checkpoint: a diffusers folder, or a single `.safetensors` file with the names of the
-   * original code.
+   * Loads a checkpoint: a diffusers folder, a single `.safetensors` file with the names of the
+   * original code, `owner/name` or `owner/name@revision` of the Hub, or an address. What exists on
+   * disk wins over a model of the Hub; {@link locateModel} states the rules.
    *
-   * @param location Path or URL of the folder or file; default: the built-in model.
-   * @throws {InputError} if there is no such model.
+   * @param model Text as above, or the URL of a folder or file that is read in place; default: the
+   * built-in model.
+   * @throws {InputError} if there is no such model, or it cannot be fetched.
    * @throws {WeightError} if it is damaged, incomplete or of another architecture, if its parts do
    * not belong together, or if there is no vocabulary.
    */
   static async load(
-    location: Location = BUILT_IN,
+    model: Location = BUILT_IN,
     options: LoadOptions = {},
   ): Promise<StableDiffusion> {
+    const { variant = options.dtype === "f16" ? "fp16" : undefined } = options;
+    const { location, source } = model === BUILT_IN
+      ? { location: BUILT_IN, source: BUILT_IN_NAME }
+      : await locateModel(model, { ...options.hub, variant });
     const checkpoint = isSingleFile(location)
       ? await openSingleFile(location, options)
-      : await openFolder(location, options.tokenizer);
+      : await openFolder(location, { ...options, variant });
     try {
       checkTogether(checkpoint);
       const tokenizer = await ClipTokenizer.load(checkpoint.tokenizer);
@@ -106,7 +119,6 @@ export class StableDiffusion {
       try {
         const models = await loadParts(checkpoint, device, options);
         const { schedulerConfig, defaults } = checkpoint;
-        const source = location === BUILT_IN ? BUILT_IN_NAME : String(location);
         return new StableDiffusion(
           { device, tokenizer, ...models, schedulerConfig, defaults, source },
           !options.device,

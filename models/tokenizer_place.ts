@@ -7,20 +7,26 @@
 import { InputError, WeightError } from "../core/errors.ts";
 import { exists, inside, type Location } from "./checkpoint.ts";
 import { cachedSnapshot, modelCache } from "./hub/cache.ts";
+import { downloadModel, type HubOptions } from "./hub.ts";
 import { hubSettings } from "./hub/environment.ts";
 
-/** Repositories on Hugging Face that hold the vocabulary of SD 1.x, all the same. */
+/** Where the vocabulary of SD 1.x comes from. */
+const ORIGIN = "openai/clip-vit-large-patch14";
+
+/** Repositories on Hugging Face that hold it, all the same. */
 const REPOSITORIES = [
   "stable-diffusion-v1-5/stable-diffusion-v1-5",
   "runwayml/stable-diffusion-v1-5",
   "CompVis/stable-diffusion-v1-4",
-  "openai/clip-vit-large-patch14",
+  ORIGIN,
 ];
 
+const FILES = ["vocab.json", "merges.txt"];
+
 /** Looks into the Hugging Face cache; the network is not used. */
-async function cached(): Promise<Location[]> {
+async function cached(hub: HubOptions): Promise<Location[]> {
   try {
-    const { cache } = await hubSettings({ token: null });
+    const { cache } = await hubSettings(hub);
     const snapshots = await Promise.all(
       REPOSITORIES.map((id) => cachedSnapshot(modelCache(cache, id), "main")),
     );
@@ -33,7 +39,7 @@ async function cached(): Promise<Location[]> {
 
 async function vocabularyIn(folder: Location): Promise<Location | null> {
   for (const place of [folder, inside(folder, "tokenizer")]) {
-    const files = ["vocab.json", "merges.txt"].map((name) => exists(inside(place, name)));
+    const files = FILES.map((name) => exists(inside(place, name)));
     if ((await Promise.all(files)).every((there) => there)) return place;
   }
   return null;
@@ -48,7 +54,8 @@ export function folderAround(file: Location): Location {
 
 /**
  * The folder with `vocab.json` and `merges.txt` for a checkpoint: the first of `folders` that has
- * them, itself or in `tokenizer/`; else a snapshot of SD 1.x in the Hugging Face cache.
+ * them, itself or in `tokenizer/`; else a snapshot of SD 1.x in the Hugging Face cache; else both
+ * files are fetched from the Hub.
  *
  * @param name What messages call the checkpoint.
  * @throws {WeightError} if there is none anywhere; the message says what to do.
@@ -56,19 +63,27 @@ export function folderAround(file: Location): Location {
 export async function findTokenizer(
   name: string,
   folders: readonly Location[],
+  hub: HubOptions = {},
 ): Promise<Location> {
   for (const folder of folders) {
     const found = await vocabularyIn(folder);
     if (found) return found;
   }
-  for (const snapshot of await cached()) {
+  for (const snapshot of await cached(hub)) {
     const found = await vocabularyIn(snapshot);
     if (found) return found;
   }
-  throw new WeightError(
-    `${name}: a single file holds no vocabulary for its text encoder, and there is none in ` +
-      `${folders.join(", ")} or the Hugging Face cache; put vocab.json and merges.txt of ` +
-      `https://huggingface.co/openai/clip-vit-large-patch14 next to the file, or name the folder ` +
-      `that holds them as the tokenizer`,
-  );
+  try {
+    return (await downloadModel({ ...hub, id: ORIGIN, files: () => FILES })).folder;
+  } catch (cause) {
+    if (!(cause instanceof InputError)) throw cause;
+    throw new WeightError(
+      `${name}: a single file holds no vocabulary for its text encoder, there is none in ` +
+        `${folders.join(", ")} or the Hugging Face cache, and it cannot be fetched ` +
+        `(${cause.message.split(";")[0]}); put vocab.json and merges.txt of ` +
+        `https://huggingface.co/${ORIGIN} next to the file, or name the folder that holds them ` +
+        `as the tokenizer`,
+      { cause },
+    );
+  }
 }

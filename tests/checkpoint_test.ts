@@ -15,7 +15,7 @@ import { InputError, WeightError } from "../core/errors.ts";
 import { openSafetensors, type TensorData, writeSafetensors } from "../core/safetensors.ts";
 import { openWeights, readJson } from "../models/checkpoint.ts";
 import { type Json, unetConfig, vaeConfig } from "../models/config.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
+import { type LoadOptions, StableDiffusion } from "../models/stable_diffusion.ts";
 import { UNet2DConditionModel } from "../models/unet.ts";
 import { AutoencoderKL } from "../models/vae.ts";
 
@@ -28,6 +28,7 @@ after(async () => {
 
 const builtIn = fileURLToPath(new URL("../models/tiny-shapes", import.meta.url));
 const STEM = "diffusion_pytorch_model";
+await writeFile(join(root, "model.ckpt"), "PK");
 let copies = 0;
 
 /** A copy of the built-in model, to be spoilt. */
@@ -118,9 +119,50 @@ describe("weights", () => {
     await writeFile(index, JSON.stringify({ weight_map: map }));
     assert.deepEqual(await predictionOf(unet), expected, "shards");
 
+    for (
+      const name of [`${STEM}.safetensors.index.fp16.json`, `${STEM}.fp16.safetensors.index.json`]
+    ) {
+      await rename(index, join(unet, name));
+      assert.deepEqual(await predictionOf(unet), expected, name);
+      await rename(join(unet, name), index);
+    }
+
     await writeFile(index, JSON.stringify({ weight_map: { x: "../../etc/passwd" } }));
     await assert.rejects(predictionOf(unet), /shards must lie in the same folder/);
     assert.equal(device.memory().live, before);
+  });
+
+  it("in several variants: the asked one first, then the plain one, fp16, bf16", async () => {
+    const unet = join(await copyOfModel(), "unet");
+    const names = ["", ".fp16", ".bf16", ".non_ema"].map((name) => `${STEM}${name}.safetensors`);
+    for (const name of names.slice(1)) await cp(join(unet, names[0]), join(unet, name));
+    const taken = async (variant?: string) => {
+      const source = await openWeights(unet, STEM, variant);
+      await source.close();
+      return source.name.slice(unet.length + 1);
+    };
+    assert.equal(await taken("non_ema"), names[3]);
+    for (const name of names.slice(0, 3)) {
+      assert.equal(await taken(), name);
+      assert.equal(await taken("none"), name);
+      assert.equal(await taken("bf16"), names[2]);
+      await unlink(join(unet, name));
+      if (name === names[1]) break;
+    }
+    assert.equal(await taken("fp16"), names[2]);
+  });
+
+  it("are those of the precision computed in, unless another is asked for", async () => {
+    if (!device.info.f16) return assert.equal(device.info.f16, false);
+    const model = await copyOfModel();
+    const unet = join(model, "unet");
+    // Whoever opens this file is told so.
+    await writeFile(join(unet, `${STEM}.fp16.safetensors`), "");
+    const load = (options: LoadOptions) => StableDiffusion.load(model, { device, ...options });
+    (await load({})).dispose();
+    (await load({ dtype: "f16", variant: "" })).dispose();
+    await assert.rejects(load({ dtype: "f16" }), /\.fp16\.safetensors/);
+    await assert.rejects(load({ variant: "fp16" }), /\.fp16\.safetensors/);
   });
 
   it("are read from bfloat16", async () => {
@@ -233,7 +275,7 @@ describe("a spoilt checkpoint", () => {
         await unlink(join(folder, UNET));
         await writeFile(join(folder, "unet", `${STEM}.bin`), "PK\x03\x04");
       },
-      /only diffusion_pytorch_model\.bin, a Python pickle.*save_file/,
+      /only diffusion_pytorch_model\.bin, a Python pickle.*Convert.*save_pretrained/,
     ],
     [
       "without weights",
@@ -268,10 +310,10 @@ describe("a spoilt checkpoint", () => {
   }
 
   const places: [string, string, RegExp][] = [
-    ["a folder that is not there", join(root, "nowhere"), /no such model folder/],
+    ["a folder that is not there", join(root, "nowhere"), /is none of them/],
     ["a folder without an index", join(builtIn, "unet"), /no model_index\.json.*config\.json/],
     ["a single file", join(builtIn, UNET), /this is a single file/],
-    ["a pickle", join(root, "model.ckpt"), /pickled checkpoints can run code.*Convert/],
+    ["a pickle", join(root, "model.ckpt"), /a Python pickle.*Convert/],
   ];
   for (const [what, path, message] of places) {
     it(`that is ${what} is refused`, async () => {

@@ -6,22 +6,30 @@
 
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { after, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { encodeSafetensors } from "../core/safetensors.ts";
-import { main } from "../video/cli.ts";
 import { chooseDtype } from "../video/cli/generate.ts";
-import { type CommandIo, Interrupted } from "../video/cli/io.ts";
+import { Interrupted } from "../video/cli/io.ts";
 import { slug } from "../video/cli/request.ts";
 import { formatBytes, formatDuration, formatRate, startProgress } from "../video/progress.ts";
 import { readSettings } from "../video/writer.ts";
+import { refused, run } from "./cli_run.ts";
 
 const root = await mkdtemp(join(tmpdir(), "framezero-cli-"));
-after(() => rm(root, { recursive: true, force: true }));
+const before = { ...process.env };
+Object.assign(process.env, { HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
+after(async () => {
+  for (const name of ["HF_HUB_CACHE", "HF_HUB_OFFLINE"]) {
+    if (before[name] === undefined) delete process.env[name];
+    else process.env[name] = before[name];
+  }
+  await rm(root, { recursive: true, force: true });
+});
 
 const entry = fileURLToPath(new URL("../mod.ts", import.meta.url));
 
@@ -31,42 +39,6 @@ async function emptyFolder(): Promise<string> {
   const path = join(root, String(folders++));
   await mkdir(path);
   return path;
-}
-
-interface Outcome {
-  readonly code: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-/** Runs a command line in this process; `onText` sees what comes on stderr. */
-async function run(
-  args: string[],
-  onText: (text: string, abort: AbortController) => void = () => {},
-): Promise<Outcome> {
-  const abort = new AbortController();
-  let stdout = "", stderr = "";
-  const io: CommandIo = {
-    stdout: (text) => void (stdout += text),
-    stderr(text) {
-      stderr += text;
-      onText(text, abort);
-    },
-    isTTY: false,
-    columns: 80,
-    signal: abort.signal,
-    debug: false,
-  };
-  return { code: await main(args, io), stdout, stderr };
-}
-
-/** Fails unless the command ends with `code` and one line that matches. */
-async function refused(args: string[], code: number, message: RegExp): Promise<void> {
-  const outcome = await run(args);
-  assert.match(outcome.stderr, /^framezero: [^\n]+\n$/, args.join(" "));
-  assert.match(outcome.stderr, message);
-  assert.equal(outcome.code, code, outcome.stderr);
-  assert.equal(outcome.stdout, "");
 }
 
 const PROMPT = "a red heart in a green meadow";
@@ -106,6 +78,7 @@ test("bad usage is refused in one line with exit code 2, before anything is open
     [["image", PROMPT, "--frames", "2"], /unknown option '--frames'/],
     [["--gpu", "dawn", "info"], /"info" is a command and must come first/],
     [["models", "paint"], /unknown command 'paint'/],
+    [[PROMPT, "--variant", "fp16", "-o", target], /--variant is about .* name it with --model/],
   ];
   for (const [args, message] of cases) await refused(args, 2, message);
 });
@@ -124,17 +97,17 @@ test("what the disk or the model refuses is one line with exit code 1", async ()
   assert.equal(await readFile(there, "utf8"), "something");
   await refused([PROMPT, "-o", target, "--from", there], 1, /none of these, or is damaged/);
   await refused([PROMPT, "-o", target, "--from", `${target}x`], 1, /no such file/);
-  await refused(["models", "inspect", pickle], 1, /.+/);
-  await refused(["models", "inspect", join(folder, "nothing")], 1, /no such model folder/);
+  await refused(["models", "inspect", pickle], 1, /Python pickle.*Convert/);
+  await refused(["models", "inspect", join(folder, "nothing")], 1, /is none of them/);
   await refused(["models", "inspect", empty], 1, /no model_index\.json/);
   await refused(
     model("stable-diffusion-v1-5/stable-diffusion-v1-5"),
     1,
-    /no such folder.*huggingface-cli download stable-diffusion-v1-5\/stable-diffusion-v1-5/,
+    /the network must not be used \(HF_HUB_OFFLINE\).*fetch the model once/,
   );
-  await refused(model(join(folder, "nothing")), 1, /no such model folder/);
+  await refused(model(join(folder, "nothing")), 1, /is none of them/);
   await refused(model(empty), 1, /no model_index\.json/);
-  await refused(model(pickle), 1, /pickled checkpoints .* not loaded.*Convert/);
+  await refused(model(pickle), 1, /a Python pickle, .* not loaded\. Convert/);
 });
 
 test("settings that only the model can judge are refused with exit code 2", async () => {
@@ -162,10 +135,14 @@ test("help goes to stdout with exit code 0", async () => {
   }
 });
 
-test("inspect tells what a model and a safetensors file hold; list tells what there is", async () => {
+test("inspect tells what models and files hold; list tells what there is", async () => {
   const builtIn = await run(["models", "inspect"]);
   assert.equal(builtIn.code, 0, builtIn.stderr);
-  assert.match(builtIn.stdout, /unet +UNet2DConditionModel, .*parameters 2,529,924, dtype F16/);
+  assert.match(
+    builtIn.stdout,
+    /unet +Stable Diffusion 1\.x, .*parameters 2,529,924, dtype F16, size 5\.06 MB/,
+  );
+  assert.doesNotMatch(builtIn.stdout, /missing|superfluous|not loadable/);
   const folder = await emptyFolder();
   const data = new Float32Array(6);
   await writeFile(
@@ -173,15 +150,39 @@ test("inspect tells what a model and a safetensors file hold; list tells what th
     encodeSafetensors([{ name: "w", dtype: "F32", shape: [2, 3], data }], { format: "pt" }),
   );
   const file = await run(["models", "inspect", join(folder, "x.safetensors")]);
+  assert.match(file.stdout, /^model +nothing known\n/);
   assert.match(
     file.stdout,
-    /tensors +1\nparameters +6\ndtype +F32\nsize +24 B\nmetadata format +pt/,
+    /tensors +1\nparameters +6\ndtype +F32\nsize +24 bytes\nmetadata format +pt/,
   );
   await mkdir(join(folder, "sd"));
   await writeFile(join(folder, "sd", "model_index.json"), "{}");
   const list = await run(["models", "list", folder]);
   assert.match(list.stdout, /^built-in .*tiny-shapes/);
   assert.match(list.stdout, /sd +diffusers folder/);
+  assert.match(list.stdout, /x\.safetensors +single file/);
+});
+
+test("inspect tells what a folder lacks, and why it cannot be loaded", async () => {
+  const folder = join(await emptyFolder(), "model");
+  const builtInFolder = fileURLToPath(new URL("../models/tiny-shapes", import.meta.url));
+  await cp(builtInFolder, folder, { recursive: true });
+  await rm(join(folder, "vae", "diffusion_pytorch_model.safetensors"));
+  const lacking = await run(["models", "inspect", folder]);
+  assert.equal(lacking.code, 0, lacking.stderr);
+  assert.match(lacking.stdout, /\nvae +\S+vae: no weights found/);
+  assert.match(lacking.stdout, /\nunet +Stable Diffusion 1\.x/);
+  await writeFile(join(folder, "unet", "config.json"), '{"cross_attention_dim": 2048}');
+  const foreign = await run(["models", "inspect", folder]);
+  assert.match(foreign.stdout, /\nnot loadable +\S+config\.json: this is SDXL/);
+  const part = await run(["models", "inspect", join(builtInFolder, "unet")]);
+  assert.match(part.stdout, /^class +UNet2DConditionModel\nmodel +Stable Diffusion 1\.x, the UNet/);
+  assert.match(part.stdout, /\ncomplete +every tensor/);
+  for (const name of ["vae/diffusion_pytorch_model", "text_encoder/model"]) {
+    const file = await run(["models", "inspect", join(builtInFolder, `${name}.safetensors`)]);
+    assert.match(file.stdout, /\ncomplete +every tensor/, name);
+  }
+  assert.match(part.stdout, /\nparameters +2,529,924\n/);
 });
 
 test("info tells runtime, adapter, limits and the form of the kernels", async () => {
@@ -271,7 +272,7 @@ test("an interrupt stops within a step, leaves nothing, and gives 130", async ()
     },
   );
   assert.equal(code, 130, stderr);
-  assert.match(stderr, /framezero: interrupted; nothing was written\n$/);
+  assert.match(stderr, /framezero: interrupted; no output was written\n$/);
   assert.equal(stderr.match(/denoising/g)?.length, 1);
   assert.equal(stdout, "");
   assert.deepEqual(await readdir(folder), []);

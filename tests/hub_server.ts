@@ -7,10 +7,11 @@
 
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import process from "node:process";
 import { InputError, type WeightError } from "../core/errors.ts";
 import type { HubOptions } from "../models/hub.ts";
 
@@ -249,6 +250,44 @@ export async function withServer(
     await server.close();
     await rm(cache, { recursive: true });
   }
+}
+
+/**
+ * Runs `use` with a server that is the Hub of every command in this process: its address, an empty
+ * cache and a token are in the environment.
+ */
+export async function withHub(
+  answer: (asked: Asked) => Answer | Promise<Answer>,
+  use: (bench: Bench) => Promise<void>,
+): Promise<void> {
+  await withServer(answer, async (bench) => {
+    const env = {
+      HF_ENDPOINT: bench.server.url,
+      HF_HUB_CACHE: bench.cache,
+      HF_HUB_OFFLINE: "",
+      HF_TOKEN: "hf_TopSecret",
+    };
+    const before = Object.keys(env).map((name) => [name, process.env[name]] as const);
+    Object.assign(process.env, env);
+    try {
+      await use(bench);
+    } finally {
+      for (const [name, value] of before) {
+        if (value === undefined) delete process.env[name];
+        else process.env[name] = value;
+      }
+    }
+  });
+}
+
+/** A folder as a repository; weights are large files. */
+export async function repoOf(folder: string, id: string): Promise<Repo> {
+  const files: Record<string, RepoFile> = {};
+  for (const name of await filesBelow(folder)) {
+    const bytes = new Uint8Array(await readFile(join(folder, name)));
+    files[name] = { bytes, large: name.endsWith(".safetensors") };
+  }
+  return { id, commit: "fedcba9876543210fedcba9876543210fedcba98", files };
 }
 
 /** All files and links below a folder, as sorted relative paths. */

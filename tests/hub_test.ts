@@ -201,11 +201,13 @@ describe("the cache", () => {
         token: TOKEN,
         onProgress: (progress: DownloadProgress) => all.push(progress),
       };
-      const folder = await downloadModel(given);
+      const { folder, commit, files } = await downloadModel(given);
       const model = `${cache}/models--artist--tiny-model`;
       assert.equal(folder, `${model}/snapshots/${repo.commit}`);
+      assert.equal(commit, repo.commit);
       assert.equal(await readFile(`${model}/refs/main`, "utf8"), repo.commit);
       const names = neededFiles(Object.keys(repo.files));
+      assert.deepEqual(files, names);
       assert.deepEqual(await filesBelow(folder), [...names].sort());
       for (const name of names) {
         const file = repo.files[name];
@@ -234,8 +236,9 @@ describe("the cache", () => {
       assert.doesNotMatch(messages.join() + JSON.stringify(all), /TopSecret|signature/);
 
       const before = server.asked.length;
-      assert.equal(await downloadModel({ ...given, revision: repo.commit }), folder);
-      assert.equal(await downloadModel(given), folder);
+      const pinned = await downloadModel({ ...given, revision: repo.commit });
+      assert.deepEqual(pinned, { folder, commit, files });
+      assert.deepEqual(await downloadModel(given), { folder, commit, files });
       assert.equal(server.asked.length, before + 2, "only the listings");
       await downloadModel({ ...given, variant: "fp16" });
       assert.equal(server.asked.length, before + 4, "a listing and one file");

@@ -56,7 +56,7 @@ function withFile(
       async fetchIt(more = {}) {
         const tuning = { ...bench.options.tuning, ...more.tuning };
         const options = { ...bench.options, ...more, tuning };
-        return join(await downloadModel({ id: repo.id, ...options }), NAME);
+        return join((await downloadModel({ id: repo.id, ...options })).folder, NAME);
       },
     }));
 }
@@ -139,7 +139,7 @@ describe("breaks", () => {
       return hubAnswer(big, asked);
     }, async ({ options, server }) => {
       const tuning = { ...options.tuning, blockBytes: 250_000, connections: 4 };
-      const folder = await downloadModel({ ...options, id: big.id, tuning });
+      const { folder } = await downloadModel({ ...options, id: big.id, tuning });
       assert.equal(sha256(await readFile(join(folder, NAME))), blobName(big.files[NAME]));
       assert.ok(most > 1 && most <= 4, `${most} at a time`);
       const ranges = server.asked.flatMap(({ range }) => range ? [range[0]] : []);
@@ -381,7 +381,7 @@ function childProcess(
 ): Promise<string> {
   const module = new URL("../models/hub.ts", import.meta.url).href;
   const code = `import { downloadModel } from ${JSON.stringify(module)};
-    console.log(await downloadModel({ ...${JSON.stringify(settings)}, token: null }));`;
+    console.log((await downloadModel({ ...${JSON.stringify(settings)}, token: null })).folder);`;
   const call = process.versions.bun ? ["-e", code] : ["eval", "--ext=ts", code];
   const env = { ...process.env, HF_HUB_OFFLINE: "0" };
   const child = spawn(process.execPath, call, { env, stdio: ["ignore", "pipe", "pipe"] });

@@ -171,14 +171,14 @@ describe("no network, no room, no permission", () => {
       const none = /must not be used \(HF_HUB_OFFLINE\).* holds no complete copy of main/;
       await assert.rejects(downloadModel(offline), rejectsWith(none));
       assert.equal(server.asked.length, 0);
-      const folder = await downloadModel(given);
+      const { folder } = await downloadModel(given);
       const asked = server.asked.length;
-      assert.equal(await downloadModel(offline), folder);
+      assert.equal((await downloadModel(offline)).folder, folder);
       assert.equal(server.asked.length, asked);
       const dev = downloadModel({ ...offline, revision: "dev" });
       await assert.rejects(dev, rejectsWith(/no complete copy of dev/));
       alive = false;
-      assert.equal(await downloadModel(given), folder);
+      assert.equal((await downloadModel(given)).folder, folder);
       assert.match(messages.join(), /answers 503, 6 times; using the copy in/);
       await writeFile(`${folder}/../../refs/main`, "f".repeat(40));
       await assert.rejects(downloadModel(given), rejectsWith(/503, 6 times; check the network/));
@@ -236,19 +236,23 @@ describe("files of any server", () => {
     await withServer((asked) => sendFile(content, asked, { ETag: etag }), async (bench) => {
       const { options, server } = bench;
       const url = `${server.url}/some/checkpoint.safetensors?key=TopSecret`;
-      const first = await downloadFile(url, { ...options, token: TOKEN });
+      const { path: first, sha256: unknown } = await downloadFile(url, {
+        ...options,
+        token: TOKEN,
+      });
+      assert.equal(unknown, null);
       assert.match(first, /\/framezero\/\w{32}\/\w{16}\/checkpoint\.safetensors$/);
       assert.equal(sha256(await readFile(first)), sha256(bytes));
       const asked = server.asked.length;
-      assert.equal(await downloadFile(url, options), first);
+      assert.equal((await downloadFile(url, options)).path, first);
       assert.equal(server.asked.length, asked + 1, "only a look");
       await utimes(first, 1, 1);
       etag = '"two"';
       content = noise(60_000, 12);
-      const second = await downloadFile(url, options);
+      const { path: second } = await downloadFile(url, options);
       assert.notEqual(dirname(second), dirname(first));
       assert.equal(sha256(await readFile(second)), sha256(content));
-      assert.equal(await downloadFile(url, { ...options, offline: true }), second);
+      assert.equal((await downloadFile(url, { ...options, offline: true })).path, second);
       const none = downloadFile(`${server.url}/other`, { ...options, offline: true });
       await assert.rejects(none, rejectsWith(/must not be used .*no copy in the cache/));
     });
@@ -260,7 +264,7 @@ describe("files of any server", () => {
       const wrong = downloadFile(url, { ...options, sha256: "0".repeat(64) });
       await assert.rejects(wrong, rejectsWith(/sha256 of the file must be 0{64}/, WeightError));
       assert.deepEqual(await filesBelow(cache), []);
-      const path = await downloadFile(url, { ...options, sha256: sha256(bytes).toUpperCase() });
+      const { path } = await downloadFile(url, { ...options, sha256: sha256(bytes).toUpperCase() });
       assert.deepEqual(await filesBelow(cache), [relative(cache, path)]);
       await assert.rejects(downloadFile(url, { ...options, sha256: "12" }), rejectsWith(/64 hex/));
     });
@@ -278,8 +282,15 @@ describe("files of any server", () => {
     await withServer((asked) => hubAnswer(repo, asked), async ({ options, server }) => {
       const base = `${server.url}/${repo.id}/resolve/${repo.commit}`;
       const name = "unet/diffusion_pytorch_model.safetensors";
-      const path = await downloadFile(`${base}/${name}`, options);
-      assert.equal(sha256(await readFile(path)), sha256(repo.files[name].bytes));
+      const found = await downloadFile(`${base}/${name}`, options);
+      assert.equal(sha256(await readFile(found.path)), sha256(repo.files[name].bytes));
+      assert.equal(found.sha256, sha256(repo.files[name].bytes));
+      // Who knows the checksum finds the same copy, also without network.
+      const asked = server.asked.length;
+      const pinned = { ...options, sha256: found.sha256 };
+      assert.deepEqual(await downloadFile(`${base}/${name}`, pinned), found);
+      assert.deepEqual(await downloadFile(`${base}/${name}`, { ...pinned, offline: true }), found);
+      assert.equal(server.asked.length, asked + 1, "only a look");
       await assert.rejects(downloadFile(`${base}/none`, options), rejectsWith(/visit http/));
     });
   });
@@ -311,7 +322,7 @@ describe("files of any server", () => {
     for (const [proposed, name] of [["a.safetensors", "a.safetensors"], ["../a.b", "model."]]) {
       const headers = { "Content-Disposition": `attachment; filename="${proposed}"` };
       await withServer((asked) => sendFile(bytes, asked, headers), async ({ options, server }) => {
-        const path = await downloadFile(`${server.url}/download/123`, options);
+        const { path } = await downloadFile(`${server.url}/download/123`, options);
         assert.ok(path.split("/").at(-1)?.startsWith(name), path);
       });
     }

@@ -10,7 +10,6 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { after, describe, it } from "node:test";
-import { diffusersToLdm } from "../bench/ldm_layout.ts";
 import { openDevice } from "../core/device.ts";
 import {
   allFinite,
@@ -27,48 +26,27 @@ import {
   writeSafetensors,
 } from "../core/safetensors.ts";
 import { panelShape } from "../kernels/panels.ts";
-import { type Part, PARTS } from "../models/sd15.ts";
+import { PARTS } from "../models/sd15.ts";
 import { type LoadOptions, StableDiffusion } from "../models/stable_diffusion.ts";
 import { fill } from "../models/weight_stream.ts";
+import { TINY, tinySingleFile } from "./tiny_single_file.ts";
 
 const device = await openDevice();
 const root = await mkdtemp(join(tmpdir(), "framezero-single-"));
-// No vocabulary may come from the cache of whoever runs the tests.
-const cacheBefore = process.env.HF_HUB_CACHE;
-process.env.HF_HUB_CACHE = join(root, "hub");
+// No vocabulary may come from the network or the cache of whoever runs the tests.
+const before = { ...process.env };
+Object.assign(process.env, { HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
 after(async () => {
-  if (cacheBefore === undefined) delete process.env.HF_HUB_CACHE;
-  else process.env.HF_HUB_CACHE = cacheBefore;
+  for (const name of ["HF_HUB_CACHE", "HF_HUB_OFFLINE"]) {
+    if (before[name] === undefined) delete process.env[name];
+    else process.env[name] = before[name];
+  }
   await rm(root, { recursive: true, force: true });
   await device.close();
 });
 
-/** A tiny model with the blocks of SD 1.x, and where its parts' weights lie. */
-const TINY = fileURLToPath(new URL("golden/t2v_zero_tiny/pipeline", import.meta.url));
-const FILES: Readonly<Record<Part, string>> = {
-  text_encoder: "text_encoder/model.safetensors",
-  unet: "unet/diffusion_pytorch_model.safetensors",
-  vae: "vae/diffusion_pytorch_model.safetensors",
-};
-
-async function tensorsOf(file: string): Promise<TensorData[]> {
-  const source = await openSafetensors(file);
-  const tensors: TensorData[] = [];
-  for (const [name, { dtype, shape }] of source.tensors) {
-    tensors.push({ name, dtype, shape, data: await source.read(name) });
-  }
-  await source.close();
-  return tensors;
-}
-
 /** The whole model under the names of a single file. */
-const ldm = (await Promise.all(
-  PARTS.map(async (part) =>
-    (await tensorsOf(join(TINY, FILES[part]))).map((tensor): TensorData => {
-      return { ...tensor, ...diffusersToLdm(part, tensor.name, tensor.shape) };
-    })
-  ),
-)).flat();
+const ldm = await tinySingleFile();
 
 let written = 0;
 
@@ -262,9 +240,10 @@ describe("the vocabulary of a single file", () => {
       loads(file, { config: await bare() }),
       (error: unknown) =>
         error instanceof WeightError &&
-        /holds no vocabulary.*put vocab\.json and merges\.txt .* next to the file/.test(
-          error.message,
-        ),
+        /holds no vocabulary.*cannot be fetched.*put vocab\.json and merges\.txt .* next to the file/
+          .test(
+            error.message,
+          ),
     );
     assert.equal(device.memory().live, live);
   });
@@ -390,9 +369,25 @@ describe("a single file is refused", () => {
     );
   });
 
+  it("if it is a pickle under another name", async () => {
+    for (const start of [[0x50, 0x4b, 3, 4], [0x80, 2, 0x8a, 0x0a]]) {
+      const file = await write(ldm.slice(0, 1));
+      await writeFile(file, new Uint8Array([...start, ...new Array(20).fill(0)]));
+      await assert.rejects(
+        StableDiffusion.load(file, { device, config }),
+        (error: unknown) =>
+          error instanceof WeightError &&
+          /by its content a Python pickle.*Convert/.test(error.message),
+      );
+    }
+  });
+
   it("if it holds only a part in diffusers' names, or something else", async () => {
     const others: [string, RegExp][] = [
-      [join(TINY, FILES.vae), /a single file that holds VAE; .* part of a diffusers folder/],
+      [
+        join(TINY, "vae/diffusion_pytorch_model.safetensors"),
+        /a single file that holds VAE; .* part of a diffusers folder/,
+      ],
       [
         await write([{
           name: "x.lora_up.weight",

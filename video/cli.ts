@@ -6,7 +6,8 @@
 
 import { Command, CommanderError, Option } from "commander";
 import process from "node:process";
-import { info, inspect, listModels } from "./cli/describe.ts";
+import { GPU_CHOICES } from "../core/runtime.ts";
+import { info } from "./cli/describe.ts";
 import { generate } from "./cli/generate.ts";
 import { type CommandIo, Interrupted } from "./cli/io.ts";
 import {
@@ -14,8 +15,10 @@ import {
   addVideoOptions,
   EXPERIMENTAL,
   type GenerateFlags,
-  GPU_CHOICES,
+  MODEL,
+  VARIANT,
 } from "./cli/options.ts";
+import { inspect, listModels, pull } from "./cli/models.ts";
 import { UsageError } from "./cli/request.ts";
 
 /** Exit codes: everything done, something failed, the command line is wrong, interrupted. */
@@ -94,13 +97,21 @@ function commands(io: CommandIo): Command {
     .action((prompt: string | undefined, flags: GenerateFlags) =>
       generate("image", prompt, flags, io)
     );
-  const models = program.command("models").description("list and inspect models");
-  models.command("list").description("the built-in model, and models in folders")
+  const models = program.command("models").description("list, fetch and inspect models");
+  models.command("list")
+    .description("the built-in model, those of Hugging Face's cache, and those in folders")
     .argument("[folders...]")
     .action((folders: string[]) => listModels(folders, io));
-  models.command("inspect").description("what a model folder or a safetensors file holds")
-    .argument("[path]", "default: the built-in model")
-    .action((path: string | undefined) => inspect(path, io));
+  models.command("pull").alias("download")
+    .description("fetch a model into Hugging Face's cache, and print where it lies")
+    .argument("<model>", "owner/name, owner/name@revision, or an address")
+    .option("--variant <name>", VARIANT)
+    .action((model: string, flags: { variant?: string }) => pull(model, flags, io));
+  models.command("inspect")
+    .description("what a model is and holds, by its headers: kind, sizes, what is missing")
+    .argument("[model]", `${MODEL} (default: the built-in one)`)
+    .option("--variant <name>", VARIANT)
+    .action((model: string | undefined, flags: { variant?: string }) => inspect(model, flags, io));
   program.command("info").description("runtime, adapter, features, limits")
     .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
     .option("--experimental", EXPERIMENTAL)

@@ -92,16 +92,33 @@ export async function writeRef(
   });
 }
 
-/** The snapshot that a revision stood for when it was last fetched: its commit and its files. */
+/** What the cache holds of one commit. */
+export interface Snapshot {
+  /** Its folder. */
+  readonly path: string;
+  /** 40 hexadecimal digits. */
+  readonly commit: string;
+  /** Files that are there, as sorted paths in that folder. */
+  readonly names: string[];
+}
+
+/** The snapshot that a revision stood for when it was last fetched. */
 export async function cachedSnapshot(
   model: ModelCache,
   revision: string,
-): Promise<{ path: string; names: string[] } | undefined> {
+): Promise<Snapshot | undefined> {
   const fs = await fileSystem();
   const ref = await fs.readFile(`${model.folder}/refs/${revision}`, "utf8").catch(() => revision);
   const commit = ref.trim();
   if (!/^[0-9a-f]{40}$/.test(commit)) return undefined;
   const path = snapshotPath(model, commit);
+  const names = await filesIn(path);
+  return names.length > 0 ? { path, commit, names: names.sort() } : undefined;
+}
+
+/** All files below a folder, as paths in it. */
+async function filesIn(path: string): Promise<string[]> {
+  const fs = await fileSystem();
   const names: string[] = [];
   for (const folders = [""]; folders.length > 0;) {
     const folder = folders.pop() ?? "";
@@ -112,5 +129,29 @@ export async function cachedSnapshot(
       else folders.push(`${name}/`);
     }
   }
-  return names.length > 0 ? { path, names: names.sort() } : undefined;
+  return names;
+}
+
+/** A revision of a model in the cache. */
+export interface CachedModel extends Snapshot {
+  /** `owner/name`. */
+  readonly id: string;
+  /** Branch or tag. */
+  readonly revision: string;
+}
+
+/** All models in the cache, by every branch and tag that was ever fetched. */
+export async function cachedModels(cache: string): Promise<CachedModel[]> {
+  const fs = await fileSystem();
+  const found: CachedModel[] = [];
+  for (const name of (await fs.readdir(cache).catch(() => [])).sort()) {
+    const id = /^models--(.+)$/.exec(name)?.[1].replace("--", "/");
+    if (id === undefined) continue;
+    const model = modelCache(cache, id);
+    for (const revision of (await filesIn(`${model.folder}/refs`)).sort()) {
+      const snapshot = await cachedSnapshot(model, revision);
+      if (snapshot) found.push({ id, revision, ...snapshot });
+    }
+  }
+  return found;
 }

@@ -87,21 +87,39 @@ function pipeline(
         `choose another model or revision`,
     );
   }
-  const tokenizer = TOKENIZER.map((name) => `tokenizer/${name}`).filter((name) =>
-    present.has(name)
-  );
+  const optional = [...TOKENIZER.map((name) => `tokenizer/${name}`), "framezero.json"];
   const found = PARTS.flatMap(([folder, stem]) => weights(names, folder + stem, variant) ?? []);
-  return [...new Set([...required, ...tokenizer, ...found])];
+  return [...new Set([...required, ...optional.filter((name) => present.has(name)), ...found])];
 }
 
-/** One file, or an index with all of its shards; the variant first, then full precision. */
-function weights(names: readonly string[], stem: string, variant = ""): string[] | undefined {
-  const tries = [...new Set([variant, "", "fp16", "bf16"])];
-  for (const dotted of tries.map((name) => name && `.${name}`)) {
+/** Where the weights of one part may lie. */
+export interface WeightNames {
+  /** What stands behind the stem: `""`, `".fp16"`, … */
+  readonly dotted: string;
+  /** The one file. */
+  readonly whole: string;
+  /** Or a list of shards, which is named in two ways. */
+  readonly indexes: readonly string[];
+}
+
+/**
+ * The names that weights may have, the preferred ones first: those of the variant, then those
+ * without any, then fp16, then bf16.
+ */
+export function weightNames(stem: string, variant = ""): WeightNames[] {
+  return [...new Set([variant, "", "fp16", "bf16"])].map((name) => {
+    const dotted = name && `.${name}`;
     const whole = `${stem}${dotted}.safetensors`;
+    const indexes = [`${whole}.index.json`, `${stem}.safetensors.index${dotted}.json`];
+    return { dotted, whole, indexes: [...new Set(indexes)] };
+  });
+}
+
+/** One file, or an index with all of its shards. */
+function weights(names: readonly string[], stem: string, variant?: string): string[] | undefined {
+  for (const { dotted, whole, indexes } of weightNames(stem, variant)) {
     if (names.includes(whole)) return [whole];
-    const index = [`${whole}.index.json`, `${stem}.safetensors.index${dotted}.json`]
-      .find((name) => names.includes(name));
+    const index = indexes.find((name) => names.includes(name));
     const shards = names.filter((name) => shardOf(name, stem, dotted) !== undefined);
     // Shards number themselves "i of n": an incomplete set is no model.
     const count = Number(shardOf(shards[0] ?? "", stem, dotted));

@@ -7,24 +7,25 @@
 import { type Device, type DeviceInfo, openDevice } from "../../core/device.ts";
 import type { DType } from "../../core/dtype.ts";
 import { loadTunedVariants } from "../../kernels/tuned_variants.ts";
-import { InputError } from "../../core/errors.ts";
 import { describeRuntime } from "../../core/runtime.ts";
+import { parseModelReference } from "../../models/hub.ts";
+import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
 import { type Clip, type ClipStep, decodeFrame, toFrame } from "../clip.ts";
 import type { Frame } from "../frame.ts";
-import { disk } from "../output_file.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
 import { textToImage } from "../text_to_image.ts";
 import { textToVideo } from "../text_to_video_zero.ts";
 import { type Frames, writeVideo, writeVideos, type WrittenVideo } from "../writer.ts";
+import { showDownload } from "./download.ts";
 import type { CommandIo } from "./io.ts";
 import type { DtypeChoice, GenerateFlags } from "./options.ts";
-import { asUsage, type Kind, readRequest, type Request } from "./request.ts";
+import { asUsage, type Kind, type ModelRequest, readRequest, type Request } from "./request.ts";
 
 /** What is said about the built-in model, which knows little. */
 const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
   "triangles, stars, rings and hearts in ten colours on plain grounds, in a meadow, on a beach, " +
-  "in the sky. For anything else: --model <folder of Stable Diffusion 1.5>.";
+  "in the sky. For anything else: --model stable-diffusion-v1-5/stable-diffusion-v1-5.";
 
 /** Pictures of the preview at most: decoding all frames of a long clip would delay it. */
 const PREVIEW_FRAMES = 4;
@@ -37,7 +38,7 @@ export async function generate(
   io: CommandIo,
 ): Promise<void> {
   const request = await readRequest(kind, prompt, flags);
-  if (request.model !== undefined) await checkModel(request.model);
+  if (request.model) await parseModelReference(request.model.model);
   const say = (text: string) => {
     if (!flags.quiet) io.stderr(`${text}\n`);
   };
@@ -45,36 +46,60 @@ export async function generate(
   try {
     await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
-    const { sd, remarks } = await loadModel(request, device, io, say);
+    const loaded = await loadModel(request, device, flags, io, say);
     try {
-      await make(request, sd, remarks, flags, io, say);
+      await make(request, loaded, flags, io, say);
     } finally {
-      sd.dispose();
+      loaded.sd.dispose();
     }
   } finally {
     await device.close();
   }
 }
 
-/** Loads the model; remarks are what the user did not ask for in so many words. */
+/** A model, and what belongs into the settings so that it can be found again. */
+interface Loaded {
+  readonly sd: StableDiffusion;
+  readonly origin: Partial<ModelRequest>;
+  /** What the user did not ask for in so many words. */
+  readonly remarks: string[];
+}
+
 async function loadModel(
-  { model, dtype: asked }: Request,
+  { model: asked, dtype: askedType }: Request,
   device: Device,
-  { signal }: CommandIo,
+  flags: GenerateFlags,
+  io: CommandIo,
   say: (text: string) => void,
-): Promise<{ sd: StableDiffusion; remarks: string[] }> {
+): Promise<Loaded> {
   const remarks: string[] = [];
-  const dtype = chooseDtype(asked, model === undefined, device.info, remarks);
-  if (model === undefined) say(BUILT_IN_NOTE);
-  const sd = await StableDiffusion.load(model, {
-    device,
-    dtype,
-    onPart(part) {
-      signal.throwIfAborted();
-      if (model !== undefined) say(`loading ${part} (${dtype})`);
-    },
-  });
-  return { sd, remarks };
+  const dtype = chooseDtype(askedType, asked === undefined, device.info, remarks);
+  if (asked === undefined) {
+    say(BUILT_IN_NOTE);
+    return { sd: await StableDiffusion.load(undefined, { device, dtype }), origin: {}, remarks };
+  }
+  const { model, modelSha256, ...files } = asked;
+  const variant = asked.variant ?? (dtype === "f16" ? "fp16" : undefined);
+  const { hub, end } = showDownload(io, flags.quiet);
+  try {
+    const found = await locateModel(model, { ...hub, variant, sha256: modelSha256 });
+    const { source, sha256 } = found;
+    const sd = await StableDiffusion.load(found.location, {
+      ...files,
+      device,
+      dtype,
+      variant,
+      hub,
+      onPart(part) {
+        io.signal.throwIfAborted();
+        say(`loading ${part} (${dtype})`);
+      },
+    });
+    const origin = { ...asked, model: source, ...(sha256 && { modelSha256: sha256 }) };
+    return { sd, origin, remarks };
+  } finally {
+    end();
+  }
 }
 
 /** The precision to use. Adds a remark if it is not what was asked for. */
@@ -91,24 +116,9 @@ export function chooseDtype(
   return adapter.f16 ? wanted : "f32";
 }
 
-/** Refuses a model that is nowhere, with help for ids of Hugging Face. */
-export async function checkModel(model: string): Promise<void> {
-  const { fs } = await disk();
-  const there = /^(https?|file):/i.test(model) ||
-    await fs.stat(model).then(() => true, () => false);
-  if (there || !/^[\w.-]+\/[\w.-]+$/.test(model) || /^\.|\.safetensors$/.test(model)) return;
-  const folder = model.split("/")[1];
-  throw new InputError(
-    `${model}: there is no such folder. If it is an id on Hugging Face, fetch it first: ` +
-      `huggingface-cli download ${model} --local-dir ${folder} ` +
-      `(or git clone https://huggingface.co/${model}), then give --model ${folder}`,
-  );
-}
-
 async function make(
   request: Request,
-  sd: StableDiffusion,
-  remarks: string[],
+  { sd, origin, remarks }: Loaded,
   flags: GenerateFlags,
   io: CommandIo,
   say: (text: string) => void,
@@ -118,7 +128,7 @@ async function make(
   const start = performance.now();
   const toClip = request.kind === "video" ? textToVideo : textToImage;
   const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
-  const settings: Record<string, unknown> = { ...clip.settings, fps };
+  const settings: Record<string, unknown> = { ...clip.settings, ...origin, fps };
   say(`"${prompt}", ${describe(clip)}`);
   const work = tracked(watch(clip, sd, flags, io));
   let outputs: WrittenVideo[];

@@ -26,8 +26,8 @@ export class Interrupted extends Error {
   /** Always `"Interrupted"`. */
   override readonly name = "Interrupted";
 
-  /** An interrupt that leaves nothing behind. */
+  /** An interrupt that leaves no unfinished output behind. */
   constructor() {
-    super("interrupted; nothing was written");
+    super("interrupted; no output was written");
   }
 }

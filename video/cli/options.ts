@@ -5,7 +5,7 @@
  */
 
 import { type Command, InvalidArgumentError, Option } from "commander";
-import type { GpuChoice } from "../../core/runtime.ts";
+import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { createScheduler, schedulerNames } from "../../schedulers/mod.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
@@ -30,8 +30,14 @@ export interface GenerateFlags {
   scheduler?: string;
   /** Share of fresh noise in each step. */
   eta?: number;
-  /** Folder of the model. */
+  /** Folder, file, id or address of the model. */
   model?: string;
+  /** Precision of its files. */
+  variant?: string;
+  /** Folder of the vocabulary. */
+  tokenizer?: string;
+  /** Folder of configurations for a single file. */
+  config?: string;
   /** Precision. */
   dtype?: DtypeChoice;
   /** Which WebGPU. */
@@ -75,12 +81,17 @@ export interface GenerateFlags {
 /** Type of weights and activations; `auto` lets the model and the adapter decide. */
 export type DtypeChoice = "auto" | "f16" | "f32";
 
-/** The choices of `--gpu`. */
-export const GPU_CHOICES: readonly GpuChoice[] = ["auto", "native", "dawn", "software"];
-
 /** What `--experimental` does. */
 export const EXPERIMENTAL = "use what is no standard yet: the GPU's matrix units, which Dawn " +
   "offers (in Deno with --gpu dawn)";
+
+/** What names a model. */
+export const MODEL = "a diffusers folder, a .safetensors file, owner/name[@revision] on Hugging " +
+  "Face, or an https address";
+
+/** What `--variant` does. */
+export const VARIANT = "precision to prefer where a model has several, such as fp16, or " +
+  '"" for the plain files (default: fp16 when computing in f16, else the plain files)';
 
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
@@ -164,7 +175,10 @@ function addSharedOptions(command: Command): Command {
       "fresh noise in each step, 0 to 1 (default: 0)",
       number({ least: 0, most: 1 }),
     )
-    .option("--model <folder>", "Stable Diffusion 1.x in diffusers' layout (default: built in)")
+    .option("--model <model>", `Stable Diffusion 1.x: ${MODEL} (default: built in)`)
+    .option("--variant <name>", VARIANT)
+    .option("--tokenizer <folder>", "where vocab.json and merges.txt are, if not with the model")
+    .option("--config <folder>", "diffusers folder whose configurations describe a single file")
     .addOption(
       new Option("--dtype <type>", "precision; auto: f16 for big models where the GPU has it")
         .choices(["auto", "f16", "f32"]),

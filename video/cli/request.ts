@@ -15,6 +15,20 @@ import type { DtypeChoice, GenerateFlags } from "./options.ts";
 /** Which command runs. */
 export type Kind = "video" | "image";
 
+/** Which model, in the words of the command line. */
+export interface ModelRequest {
+  /** Folder, file, id of the Hub, or address. */
+  readonly model: string;
+  /** Precision of its files. */
+  readonly variant?: string;
+  /** Folder of the vocabulary. */
+  readonly tokenizer?: string;
+  /** Folder of configurations for a single file. */
+  readonly config?: string;
+  /** What the sha256 of a file at an address must be. */
+  readonly modelSha256?: string;
+}
+
 /** What shall be made, and where to. */
 export interface Request {
   /** Which command runs. */
@@ -23,8 +37,8 @@ export interface Request {
   readonly prompt: string;
   /** Options of the library; pictures heed some of them. */
   readonly options: TextToVideoOptions;
-  /** Folder of the model; absent for the built-in one. */
-  readonly model?: string;
+  /** The model; absent for the built-in one. */
+  readonly model?: ModelRequest;
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
   /** Frames a second. */
@@ -90,14 +104,17 @@ const STORED = {
   motion: "boolean",
   compat: "string",
   model: "string",
+  variant: "string",
+  tokenizer: "string",
+  config: "string",
+  modelSha256: "string",
   dtype: "string",
   fps: "number",
 } as const;
 
 /** Stored settings that are not options of the library. */
-interface Stored extends TextToVideoOptions {
+interface Stored extends TextToVideoOptions, Partial<ModelRequest> {
   prompt?: string;
-  model?: string;
   dtype?: DtypeChoice;
   fps?: number;
 }
@@ -113,9 +130,10 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const { prompt: stored, model, dtype, fps, ...kept } = flags.from === undefined
+  const { prompt: stored, dtype, fps, ...others } = flags.from === undefined
     ? {}
     : await readStored(flags.from);
+  const { model, variant, tokenizer, config, modelSha256, ...kept } = others;
   const demo = flags.demo ? DEMO : undefined;
   const prompt = typed ?? stored ?? demo?.prompt;
   if (!prompt?.trim()) {
@@ -149,12 +167,29 @@ export async function readRequest(
     kind,
     prompt,
     options,
-    model: flags.model ?? model,
+    model: modelRequest(flags, { model, variant, tokenizer, config, modelSha256 }),
     dtype: flags.dtype ?? dtype ?? "auto",
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
     targets,
     overwrite,
   };
+}
+
+/** The model of the flags, or else the one in a file; flags about its files go with either. */
+function modelRequest(
+  { model, variant, tokenizer, config }: GenerateFlags,
+  stored: Partial<ModelRequest>,
+): ModelRequest | undefined {
+  const base = model === undefined ? stored : { model };
+  const given = Object.entries({ variant, tokenizer, config }).filter(([, value]) =>
+    value !== undefined
+  );
+  if (base.model === undefined) {
+    if (!given.length) return undefined;
+    throw new UsageError(`--${given[0][0]} is about the files of a model; name it with --model`);
+  }
+  const all = { ...base, ...Object.fromEntries(given) };
+  return { ...all, model: base.model };
 }
 
 /** The flags that are options of the library, without those that were not given. */
@@ -187,6 +222,7 @@ async function readStored(file: string): Promise<Stored> {
   if (!settings) {
     throw new InputError(`--from: ${file} holds no settings; name a file that framezero wrote`);
   }
+  if (settings.model === BUILT_IN_NAME) delete settings.model;
   const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
   for (const [name, type] of entries) {
     const value = settings[name];
@@ -196,9 +232,7 @@ async function readStored(file: string): Promise<Stored> {
         `${JSON.stringify(value)}; the file was changed, give the settings as options`,
     );
   }
-  const stored: Stored = Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
-  if (stored.model === BUILT_IN_NAME) delete stored.model;
-  return stored;
+  return Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
 }
 
 /** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
