@@ -29,10 +29,11 @@ import {
   attentionReference,
 } from "./attention_reference.ts";
 import { matrixForm } from "./attention_matrix.ts";
-import { type AttentionShader, each, tilesForm } from "./attention_tiles.ts";
+import { type AttentionShader, tilesForm } from "./attention_tiles.ts";
 import { attentionWindows } from "./attention_windows.ts";
 import { permute } from "./rearrange.ts";
 import { variantsOf } from "./variants.ts";
+import { each } from "./wgsl.ts";
 
 export type { AttentionMode, AttentionOptions } from "./attention_reference.ts";
 

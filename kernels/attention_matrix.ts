@@ -13,8 +13,9 @@ import type { Device } from "../core/device.ts";
 import { loadMatrix, storeMatrix } from "../core/subgroup_matrix.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { AttentionGeometry } from "./attention_reference.ts";
-import { type AttentionShader, each } from "./attention_tiles.ts";
+import type { AttentionShader } from "./attention_tiles.ts";
 import { matrixUnits, writeFour } from "./gemm_matrix.ts";
+import { each } from "./wgsl.ts";
 
 /** Subgroups of a workgroup. */
 const TEAMS = 4;

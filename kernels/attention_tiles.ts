@@ -7,6 +7,7 @@
  */
 
 import type { AttentionGeometry } from "./attention_reference.ts";
+import { each } from "./wgsl.ts";
 
 /** A form of attention: how it cuts the work, and its text. */
 export interface AttentionShader {
@@ -29,10 +30,6 @@ export interface AttentionShader {
   /** Body of the entry point. */
   readonly main: () => string;
 }
-
-/** `count` pieces of text, a line each. */
-export const each = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("\n");
 
 /** 32 queries a workgroup, 32 keys at a time; an invocation has 4×4 scores. */
 export function tilesForm(g: AttentionGeometry): AttentionShader {

@@ -1,6 +1,6 @@
 /**
- * Attention for software adapters: a lane holds a block of scores, 32 keys × 8 queries, in registers;
- * keys and values pass through windows of the uniform address space, as the weights of
+ * Attention for software adapters: a lane holds a block of scores, 16 keys × 8 queries, in
+ * registers; keys and values pass through windows of the uniform address space, as the weights of
  * `gemm_registers.ts` do, a dispatch each. What has been added up so far waits between windows in a
  * temporary, with the running maximum and sum.
  *
@@ -8,21 +8,12 @@
  */
 
 import { bytesPerElement } from "../core/dtype.ts";
-import {
-  f32,
-  type Launch,
-  scalars,
-  u32,
-  vectors,
-  window,
-  WINDOW_BYTES,
-  windowReserve,
-} from "../core/kernel.ts";
-import { sizeOf } from "../core/shape.ts";
+import { f32, type Launch, scalars, u32, vectors, window, WINDOW_BYTES } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { AttentionGeometry } from "./attention_reference.ts";
 import { windowLoader } from "./gemm_registers.ts";
-import { pack } from "./panels.ts";
+import { panelsOf } from "./panels.ts";
+import { each } from "./wgsl.ts";
 
 const LANES = 8;
 /** 4-vectors of queries of a lane, and of keys of a tile. */
@@ -63,28 +54,19 @@ function groupsOf(g: AttentionGeometry, row: number, rows: number, slot: number)
   return groups;
 }
 
-const each = (count: number, text: (i: number) => string): string =>
-  Array.from({ length: count }, (_, i) => text(i)).join("\n");
-
 /** Enqueues attention without a bias. */
 export function attentionWindows(
-  { inputs, output, dispatch, temporary }: Launch<unknown>,
+  launch: Launch<unknown>,
   g: AttentionGeometry,
 ): void {
+  const { inputs, output, dispatch, temporary } = launch;
   const [q, k, v] = inputs as [Tensor, Tensor, Tensor];
   const { d, heads, keys, queries } = g;
   const tiles = Math.ceil(keys / TILE);
   const d4 = Math.ceil(d / 4) * 4;
   const inPanels = (x: Tensor) => {
-    const shape = [x.shape[0] * heads, tiles, d4, TILE];
-    const panels = temporary(
-      shape,
-      x.dtype,
-      windowReserve(sizeOf(shape) * bytesPerElement(x.dtype)),
-    );
     const source = { tensor: x, offset: 0, major: 1, step: keys, batch: [d * keys] };
-    pack(dispatch, source, { extent: keys, K: d, batch: [shape[0]] }, panels);
-    return panels;
+    return panelsOf(launch, source, { extent: keys, K: d, batch: [x.shape[0] * heads] }, TILE);
   };
   const panels = { k: inPanels(k), v: inPanels(v) };
   const tileBytes = d4 * TILE * bytesPerElement(k.dtype);

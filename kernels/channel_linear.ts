@@ -9,11 +9,24 @@
  */
 
 import { ShapeError } from "../core/errors.ts";
-import { defineKernel, type Kernel, run, type TensorSpec } from "../core/kernel.ts";
+import {
+  defineKernel,
+  type Kernel,
+  type KernelCase,
+  run,
+  type TensorSpec,
+} from "../core/kernel.ts";
 import { sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { type Activation, gemm, type GemmForm } from "./gemm.ts";
 import { PANEL, panelShape } from "./panels.ts";
+import {
+  checkScale,
+  quantizedCase,
+  type QuantizedWeights,
+  weightReader,
+  weightsOf,
+} from "./quantized.ts";
 
 interface Attributes {
   readonly outputs: number;
@@ -25,11 +38,12 @@ interface Attributes {
 /** The kernel behind {@link channelLinear}. */
 export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>({
   name: "channel_linear",
-  inputs: ["x", "weight", "bias", "residual"],
-  output([x, weight, bias, residual], { outputs }) {
+  inputs: ["x", "weight", "bias", "residual", "scale"],
+  output([x, weight, bias, residual, scale = null], { outputs }) {
     if (x?.shape.length !== 3) {
       throw new ShapeError(`channel_linear: x must have axes [B, K, N], got [${x?.shape}]`);
     }
+    if (!weight) throw new ShapeError("channel_linear: needs a weight");
     const [B, K, N] = x.shape;
     const shape = [B, outputs, N];
     const rule = (what: string, tensor: TensorSpec | null, wanted: Shape) => {
@@ -39,17 +53,22 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
         );
       }
     };
-    rule(`the weight of ${K} inputs and ${outputs} outputs`, weight, panelShape(outputs, K));
+    rule(
+      `the weight of ${K} inputs and ${outputs} outputs`,
+      weight,
+      panelShape(outputs, K, weight.dtype),
+    );
+    checkScale("channel_linear", weight, scale, outputs);
     rule("the bias", bias, [outputs]);
     rule("the residual", residual, shape);
     return { shape, dtype: x.dtype };
   },
   launch({ device, inputs, output, attributes, dispatch, temporary }) {
-    const [x, panels, bias, residual] = inputs as [Tensor, Tensor, Tensor | null, Tensor | null];
+    const [x, panels, bias, residual, scale] = inputs as [Tensor, Tensor, ...(Tensor | null)[]];
     const [B, K, N] = x.shape;
     const { outputs: M, activation, form } = attributes;
     gemm({ device, dispatch, temporary }, {
-      a: { panels, matrices: 1 },
+      a: { panels, matrices: 1, scale },
       b: { tensor: x, offset: 0, major: 1, step: N, batch: [K * N] },
       out: { tensor: output, offset: 0, major: N, batch: M * N },
       M,
@@ -66,16 +85,16 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
     });
   },
   flops: ([x], { shape }) => 2 * sizeOf(shape) * (x?.shape[1] ?? 0),
-  reference([x, weight, bias, residual], [shape], { outputs, activation }, output) {
+  reference([x, weight, bias, residual, scale], [shape], { outputs, activation }, output) {
     const [B, K, N] = shape!;
     const [, depth] = panelShape(outputs, K);
+    const w = weightReader(weight!, depth, scale);
     const out = new Float64Array(sizeOf(output));
     for (let b = 0; b < B; b++) {
       for (let m = 0; m < outputs; m++) {
-        const row = Math.floor(m / PANEL) * depth * PANEL + m % PANEL;
         for (let n = 0; n < N; n++) {
           let sum = bias?.[m] ?? 0;
-          for (let k = 0; k < K; k++) sum += weight![row + k * PANEL] * x![(b * K + k) * N + n];
+          for (let k = 0; k < K; k++) sum += w(m, k) * x![(b * K + k) * N + n];
           const at = (b * outputs + m) * N + n;
           sum += residual?.[at] ?? 0;
           out[at] = activation === "silu" ? sum / (1 + Math.exp(-sum)) : sum;
@@ -86,26 +105,34 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
   },
   // Sums of a thousand terms.
   tolerance: { atol: 1e-4, rtol: 2e-4 },
-  cases: ([
-    [48, 36, 256],
-    [64, 36, 64],
-    [96, 36, 16],
-    [20, 36, 8],
-    [36, 36, 100],
-    [40, 40, 1],
-    [4, 36, 4096],
-    [34, 38, 68],
-    [40, 36, 99],
-    [36, 1032, 76],
-    [70, 1100, 12],
-    [65, 530, 3],
-  ] as const).flatMap(([M, K, N]) =>
-    (["windows", "registers", "tiles"] as const).map((form) => ({
-      shapes: [[2, K, N], panelShape(M, K), [M], [2, M, N]],
-      attributes: { outputs: M, activation: M === 36 ? "silu" : "none", form } as Attributes,
-    }))
-  ),
+  cases: [
+    ...[
+      [48, 36, 256],
+      [64, 36, 64],
+      [96, 36, 16],
+      [20, 36, 8],
+      [36, 36, 100],
+      [40, 40, 1],
+      [4, 36, 4096],
+      [34, 38, 68],
+      [40, 36, 99],
+      [36, 1032, 76],
+      [70, 1100, 12],
+      [65, 530, 3],
+    ].flatMap(inForms),
+    // Of 8 bits: the last sums are longer than a window.
+    ...[[36, 38, 68], [65, 530, 3], [3, 37, 70], [17, 2100, 66]].flatMap(([M, K, N]) =>
+      inForms([M, K, N]).map((example) => quantizedCase(example, M, K))
+    ),
+  ],
 });
+
+function inForms([M, K, N]: readonly number[]): KernelCase<Attributes>[] {
+  return (["windows", "registers", "tiles"] as const).map((form) => ({
+    shapes: [[2, K, N], panelShape(M, K), [M], [2, M, N]],
+    attributes: { outputs: M, activation: M === 36 ? "silu" : "none", form },
+  }));
+}
 
 /** Settings of the linear layer. */
 export interface ChannelLinearOptions {
@@ -118,17 +145,18 @@ export interface ChannelLinearOptions {
 }
 
 /**
- * Linear layer on channel-major tokens: x `[B, K, N]`, weight in panels (`packPanels`), bias `[M]`
- * → `[B, M, N]`.
+ * Linear layer on channel-major tokens: x `[B, K, N]`, weight in panels (`packPanels`) or of 8 bits
+ * (`quantize`), bias `[M]` → `[B, M, N]`.
  *
  * @throws {ShapeError} if the widths do not agree.
  */
 export function channelLinear(
   x: Tensor,
-  weight: Tensor,
+  weight: Tensor | QuantizedWeights,
   bias: Tensor | null = null,
   options: ChannelLinearOptions = {},
 ): Tensor {
-  const { outputs = weight.shape[0] * PANEL, residual = null, activation = "none" } = options;
-  return run(channelLinearKernel, [x, weight, bias, residual], { outputs, activation });
+  const { panels, scale } = weightsOf(weight);
+  const { outputs = panels.shape[0] * PANEL, residual = null, activation = "none" } = options;
+  return run(channelLinearKernel, [x, panels, bias, residual, scale], { outputs, activation });
 }

@@ -8,7 +8,7 @@
  * multiply them (`conv_tiles.ts`). Otherwise patches of the input are gathered into a
  * `[C·kh·kw, pixels]` matrix (im2col), a bounded piece at a time, and multiplied by the weights:
  * channel-major tensors make both operands of that product contiguous. With groups every output is
- * summed directly.
+ * summed directly (`conv_direct.ts`).
  *
  * Source: `torch.nn.functional.conv2d`.
  *
@@ -16,83 +16,36 @@
  */
 
 import { ShapeError } from "../core/errors.ts";
-import {
-  defineKernel,
-  type Kernel,
-  type Launch,
-  run,
-  scalars,
-  type TensorSpec,
-  u32,
-} from "../core/kernel.ts";
-import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
+import { defineKernel, type Kernel, type Launch, run, type TensorSpec } from "../core/kernel.ts";
+import { sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { directConvolution } from "./conv_direct.ts";
+import { type ConvAttributes, type ConvGeometry, geometry } from "./conv_geometry.ts";
 import { gathersPatches, implicitConvolution } from "./conv_tiles.ts";
 import { type Activation, type Gemm, gemm, type GemmForm } from "./gemm.ts";
-import { pack, PANEL, panelReserve, panelShape } from "./panels.ts";
+import { PANEL, panelsOf } from "./panels.ts";
+import {
+  checkScale,
+  quantizedCase,
+  type QuantizedWeights,
+  weightReader,
+  weightsOf,
+} from "./quantized.ts";
 import { variantsOf } from "./variants.ts";
-import { im2col, type Padding, type Piece, type Window } from "./im2col.ts";
+import { im2col, type Padding, type Piece } from "./im2col.ts";
 import { winograd, winogradFor } from "./winograd.ts";
-import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
-
-interface Attributes extends Window {
-  readonly groups: number;
-  readonly activation: Activation;
-  /** Outputs of a weight in panels. */
-  readonly outputs?: number;
-  /** Forces a form of the product, for tests. */
-  readonly form?: GemmForm;
-}
-
-interface Geometry {
-  readonly B: number;
-  readonly C: number;
-  readonly H: number;
-  readonly W: number;
-  readonly O: number;
-  readonly outH: number;
-  readonly outW: number;
-}
 
 /** Bytes of gathered patches held at once. */
 const PATCH_BYTES = 32 * 2 ** 20;
 
-function geometry(x: Shape, weight: Shape, attributes: Attributes): Geometry {
-  const { kernel: [kh, kw], stride, dilation, padding, groups } = attributes;
-  if (x.length !== 4) {
-    throw new ShapeError(`conv2d: x must have axes [B, C, H, W], got ${formatShape(x)}`);
-  }
-  const [B, C, H, W] = x;
-  const packed = weight.length === 3;
-  const O = packed ? attributes.outputs ?? weight[0] * PANEL : weight[0];
-  const wanted = packed ? panelShape(O, C * kh * kw) : [O, C / groups, kh, kw];
-  if (!sameShape(weight, wanted) || O % groups !== 0 || (packed && groups !== 1)) {
-    throw new ShapeError(
-      `conv2d: for x of ${formatShape(x)} with ${groups} group(s) the weight must be ` +
-        `[O, ${C / groups}, kh, kw], or ${formatShape(panelShape(O, C * kh * kw))} in panels of ` +
-        `${O} outputs without groups; got ${formatShape(weight)}`,
-    );
-  }
-  const extent = (size: number, k: number, s: number, d: number, pad: number) =>
-    Math.floor((size + pad - d * (k - 1) - 1) / s) + 1;
-  const outH = extent(H, kh, stride[0], dilation[0], padding.top + padding.bottom);
-  const outW = extent(W, kw, stride[1], dilation[1], padding.left + padding.right);
-  if (outH < 1 || outW < 1) {
-    throw new ShapeError(
-      `conv2d: a ${kh}×${kw} kernel (dilation ${dilation}) does not fit into ${H}×${W} pixels ` +
-        `with padding ${JSON.stringify(padding)}`,
-    );
-  }
-  return { B, C, H, W, O, outH, outW };
-}
-
 /** The kernel behind {@link conv2d}. */
-export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
+export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>({
   name: "conv2d",
-  inputs: ["x", "weight", "bias", "embedding", "residual"],
-  output([x, weight, bias, embedding, residual], attributes) {
+  inputs: ["x", "weight", "bias", "embedding", "residual", "scale"],
+  output([x, weight, bias, embedding, residual, scale = null], attributes) {
     if (!x || !weight) throw new ShapeError("conv2d: needs x and weight");
-    const { B, O, outH, outW } = geometry(x.shape, weight.shape, attributes);
+    const { B, O, outH, outW } = geometry(x.shape, weight.shape, weight.dtype, attributes);
+    checkScale("conv2d", weight, scale, O);
     const shape = [B, O, outH, outW];
     const rule = (what: string, tensor: TensorSpec | null, wanted: Shape) => {
       if (tensor && !sameShape(tensor.shape, wanted)) {
@@ -106,40 +59,24 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
   },
   launch(launch) {
     const [x, weight] = launch.inputs as [Tensor, Tensor];
-    const shape = geometry(x.shape, weight.shape, launch.attributes);
+    const shape = geometry(x.shape, weight.shape, weight.dtype, launch.attributes);
     const { kernel, stride, padding, groups } = launch.attributes;
     const { top, bottom, left, right } = padding;
-    if (groups > 1) return direct(launch, shape);
+    if (groups > 1) return directConvolution(launch);
     const panels = inPanels(launch, shape);
     const pointwise = [...kernel, ...stride].every((n) => n === 1) &&
       top + bottom + left + right === 0;
     const tile = winogradTile(launch);
     const form = launch.attributes.form ?? variantsOf(launch.device).gemm;
+    const whole = { image: 0, images: shape.B, row: 0, rows: shape.outH };
     if (pointwise) {
-      const pixels = shape.outH * shape.outW;
-      const patches = { tensor: x, columns: pixels };
-      multiply(launch, shape, panels, patches, {
-        image: 0,
-        images: shape.B,
-        row: 0,
-        rows: shape.outH,
-      });
+      multiply(launch, shape, panels, { tensor: x, columns: shape.outH * shape.outW }, whole);
     } else if (tile) {
-      const [, , bias, embedding, residual] = launch.inputs;
+      const [, , bias, embedding, residual, scale = null] = launch.inputs;
       const { output, attributes: { activation } } = launch;
-      winograd(launch, tile, {
-        x,
-        panels,
-        bias,
-        embedding,
-        residual,
-        output,
-        activation,
-        top,
-        left,
-      });
+      const extras = { scale, bias, embedding, residual, activation };
+      winograd(launch, tile, { x, panels, output, top, left, ...extras });
     } else if (gathersPatches(form)) {
-      const whole = { image: 0, images: shape.B, row: 0, rows: shape.outH };
       const product = productOf(launch, shape, panels, whole);
       implicitConvolution(launch, form, x, launch.attributes, shape.outW, product);
     } else {
@@ -150,12 +87,15 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
     const channels = (x?.shape[1] ?? 0) / groups;
     return 2 * sizeOf(shape) * channels * kh * kw * (weight ? 1 : 0);
   },
-  reference([x, weight, bias, embedding, residual], [shapeX, shapeW], attributes, output) {
-    const { B, C, H, W, O, outH, outW } = geometry(shapeX!, shapeW!, attributes);
+  reference([x, weight, bias, embedding, residual, scale], [shapeX, shapeW], attributes, output) {
+    const type = scale ? "u32" : "f32";
+    const { B, C, H, W, O, outH, outW } = geometry(shapeX!, shapeW!, type, attributes);
     const { kernel: [kh, kw], stride, dilation, padding, groups, activation } = attributes;
     const out = new Float64Array(sizeOf(output));
     const inputs = C / groups;
-    const packed = shapeW!.length === 3;
+    const w = shapeW!.length === 3
+      ? weightReader(weight!, shapeW![1], scale)
+      : (o: number, k: number) => weight![o * inputs * kh * kw + k];
     let at = 0;
     for (let b = 0; b < B; b++) {
       for (let o = 0; o < O; o++) {
@@ -169,9 +109,8 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
                   const y = i * stride[0] + u * dilation[0] - padding.top;
                   const z = j * stride[1] + v * dilation[1] - padding.left;
                   if (y < 0 || y >= H || z < 0 || z >= W) continue;
-                  const k = (c * kh + u) * kw + v;
                   sum += x![((b * C + firstChannel + c) * H + y) * W + z] *
-                    weight![packed ? inPanel(shapeW!, o, k) : o * inputs * kh * kw + k];
+                    w(o, (c * kh + u) * kw + v);
                 }
               }
             }
@@ -220,6 +159,12 @@ export const conv2dKernel: Kernel<Attributes> = defineKernel<Attributes>({
     convCase([1, 3, 19, 23], [7, 3, 5, 5], { padding: 2, stride: 3 }),
     convCase([1, 6, 10, 10], [6, 6, 3, 1], { padding: [1, 0], activation: "silu" }),
     convCase([1, 3, 32, 32], [24, 3, 16, 16], { stride: 16 }),
+    // Of 8 bits: product, patches in two forms, Winograd's F(2×2) and F(4×4).
+    eightBits([2, 7, 9, 9], [5, 7, 1, 1], { epilogue: true }),
+    eightBits([1, 9, 7, 5], [37, 9, 3, 3], { padding: 1, stride: 2 }, "windows"),
+    eightBits([1, 9, 7, 5], [37, 9, 3, 3], { padding: 1, epilogue: true }, "tiles"),
+    eightBits([2, 9, 9, 24], [33, 9, 3, 3], { padding: 1, epilogue: true }),
+    eightBits([1, 9, 32, 32], [10, 9, 3, 3], { padding: 1, activation: "silu" }),
   ],
 });
 
@@ -230,13 +175,20 @@ function convCase(
   form?: GemmForm,
 ) {
   const attributes = { ...attributesOf(weight, options), form };
-  const { B, O, outH, outW } = geometry(x, weight, attributes);
+  const { B, O, outH, outW } = geometry(x, weight, "f32", attributes);
   const extras = epilogue ? [[O], [B, O], [B, O, outH, outW]] : [null, null, null];
   return { shapes: [x, weight, ...extras], attributes };
 }
 
+function eightBits(...[x, weight, options, form]: Parameters<typeof convCase>) {
+  const [O, ...window] = weight;
+  return quantizedCase(convCase(x, weight, { ...options, outputs: O }, form), O, sizeOf(window));
+}
+
 /** Software adapters save multiplications; others are faster without the detour. */
-function winogradTile({ device, inputs, output, attributes }: Launch<Attributes>): 2 | 4 | null {
+function winogradTile(
+  { device, inputs, output, attributes }: Launch<ConvAttributes>,
+): 2 | 4 | null {
   const [x] = inputs as [Tensor];
   const { kernel, stride, dilation, form } = attributes;
   const plain = [...stride, ...dilation].every((n) => n === 1) && kernel.every((n) => n === 3);
@@ -245,33 +197,25 @@ function winogradTile({ device, inputs, output, attributes }: Launch<Attributes>
 }
 
 /** The weight in panels, made of PyTorch's layout if need be. */
-function inPanels({ inputs, dispatch, temporary }: Launch<Attributes>, { O }: Geometry): Tensor {
-  const [, weight] = inputs as [Tensor, Tensor];
+function inPanels(launch: Launch<ConvAttributes>, { O }: ConvGeometry): Tensor {
+  const [, weight] = launch.inputs as [Tensor, Tensor];
   if (weight.shape.length === 3) return weight;
   const K = weight.size / O;
-  const shape = [1, ...panelShape(O, K)];
-  const panels = temporary(shape, weight.dtype, panelReserve(shape, weight.dtype));
   const source = { tensor: weight, offset: 0, major: K, step: 1, batch: [] };
-  pack(dispatch, source, { extent: O, K, batch: [] }, panels);
-  return panels;
-}
-
-/** Where input `k` of output `o` lies in panels. */
-function inPanel([, depth]: Shape, o: number, k: number): number {
-  return (Math.floor(o / PANEL) * depth + k) * PANEL + o % PANEL;
+  return panelsOf(launch, source, { extent: O, K, batch: [] }, PANEL);
 }
 
 /** The product that a piece of the output is, all but its patches. */
 function productOf(
-  { inputs, output, attributes }: Launch<Attributes>,
-  { O, outH, outW, C }: Geometry,
+  { inputs, output, attributes }: Launch<ConvAttributes>,
+  { O, outH, outW, C }: ConvGeometry,
   panels: Tensor,
   { image, images, row, rows }: Piece,
 ): Omit<Gemm, "b" | "form"> {
-  const [, , bias, embedding, residual] = inputs;
+  const [, , bias, embedding, residual, scale] = inputs;
   const pixels = outH * outW;
   return {
-    a: { panels, matrices: 1 },
+    a: { panels, matrices: 1, scale },
     out: {
       tensor: output,
       offset: image * O * pixels + row * outW,
@@ -293,8 +237,8 @@ function productOf(
 
 /** Multiplies the weights with patches `[images, K, columns]`, of which a piece is filled. */
 function multiply(
-  launch: Launch<Attributes>,
-  shape: Geometry,
+  launch: Launch<ConvAttributes>,
+  shape: ConvGeometry,
   panels: Tensor,
   { tensor, columns }: { tensor: Tensor; columns: number },
   piece: Piece,
@@ -305,7 +249,7 @@ function multiply(
 }
 
 /** Convolution by gathered patches, in pieces of whole images or of rows of one image. */
-function gathered(launch: Launch<Attributes>, shape: Geometry, panels: Tensor): void {
+function gathered(launch: Launch<ConvAttributes>, shape: ConvGeometry, panels: Tensor): void {
   const { kernel: [kh, kw] } = launch.attributes;
   const { B, C, outH, outW } = shape;
   const K = C * kh * kw;
@@ -333,71 +277,6 @@ function gathered(launch: Launch<Attributes>, shape: Geometry, panels: Tensor): 
   }
 }
 
-/** Grouped convolution: one invocation sums one output. */
-function direct(
-  { inputs, output, attributes, dispatch }: Launch<Attributes>,
-  { B, C, H, W, O, outH, outW }: Geometry,
-): void {
-  const { kernel: [kh, kw], stride, dilation, padding, groups, activation } = attributes;
-  const [x, weight, bias, embedding, residual] = inputs as [Tensor, Tensor, ...(Tensor | null)[]];
-  const extras = Object.entries({ bias, embedding, residual }).filter(([, tensor]) => tensor);
-  const count = B * O * outH * outW;
-  dispatch({
-    variant: `direct ${extras.map(([name]) => name)} ${activation}`,
-    read: {
-      x: scalars(x),
-      weight: scalars(weight),
-      ...Object.fromEntries(extras.map(([name, tensor]) => [name, scalars(tensor as Tensor)])),
-    },
-    write: { out: scalars(output) },
-    params: {
-      count: u32(count),
-      inputs: u32(C / groups),
-      outputs: u32(O / groups),
-      C: u32(C),
-      O: u32(O),
-      H: u32(H),
-      W: u32(W),
-      outH: u32(outH),
-      outW: u32(outW),
-      kh: u32(kh),
-      kw: u32(kw),
-      strideY: u32(stride[0]),
-      strideX: u32(stride[1]),
-      dilationY: u32(dilation[0]),
-      dilationX: u32(dilation[1]),
-      top: u32(padding.top),
-      left: u32(padding.left),
-    },
-    ...flatGrid(count),
-    main: () => `
-      ${FLAT_INDEX}
-      if (i >= p.count) { return; }
-      let j = i % p.outW;
-      let y = i / p.outW % p.outH;
-      let o = i / (p.outW * p.outH) % p.O;
-      let b = i / (p.outW * p.outH * p.O);
-      var v = ${bias ? `f32(bias[o])` : `0.0`} ${embedding ? `+ f32(embedding[b * p.O + o])` : ``};
-      for (var c = 0u; c < p.inputs; c++) {
-        let base = (b * p.C + o / p.outputs * p.inputs + c) * p.H * p.W;
-        for (var u = 0u; u < p.kh; u++) {
-          let iy = y * p.strideY + u * p.dilationY - p.top;
-          if (iy >= p.H) { continue; }
-          for (var w = 0u; w < p.kw; w++) {
-            let ix = j * p.strideX + w * p.dilationX - p.left;
-            if (ix < p.W) {
-              v += f32(x[base + iy * p.W + ix])
-                * f32(weight[((o * p.inputs + c) * p.kh + u) * p.kw + w]);
-            }
-          }
-        }
-      }
-      ${residual ? `v += f32(residual[i]);` : ``}
-      ${activation === "silu" ? `v = v / (1.0 + exp(-v));` : ``}
-      out[i] = out_t(v);`,
-  });
-}
-
 export type { Padding } from "./im2col.ts";
 
 /** Settings of {@link conv2d}. */
@@ -422,7 +301,7 @@ export interface Conv2dOptions {
   activation?: Activation;
 }
 
-function attributesOf(weight: Shape, options: Conv2dOptions): Attributes {
+function attributesOf(weight: Shape, options: Conv2dOptions): ConvAttributes {
   const { stride = 1, padding = 0, dilation = 1, groups = 1, activation = "none" } = options;
   const pair = (value: number | readonly [number, number]): readonly [number, number] =>
     typeof value === "number" ? [value, value] : value;
@@ -463,18 +342,20 @@ function attributesOf(weight: Shape, options: Conv2dOptions): Attributes {
 }
 
 /**
- * 2-d convolution, as `torch.nn.functional.conv2d`: x `[B, C, H, W]`, weight `[O, C/groups, kh, kw]`
- * (or in panels of `packPanels`, with `kernel`), bias `[O]` → `[B, O, H', W']`.
+ * 2-d convolution, as `torch.nn.functional.conv2d`: x `[B, C, H, W]`, weight
+ * `[O, C/groups, kh, kw]` (or in panels of `packPanels`, or of 8 bits by `quantize`, with `kernel`),
+ * bias `[O]` → `[B, O, H', W']`.
  *
  * @throws {ShapeError} if channels, groups, kernel and padding do not fit together.
  */
 export function conv2d(
   x: Tensor,
-  weight: Tensor,
+  weight: Tensor | QuantizedWeights,
   bias: Tensor | null = null,
   options: Conv2dOptions = {},
 ): Tensor {
   const { embedding = null, residual = null } = options;
-  const attributes = attributesOf(weight.shape, options);
-  return run(conv2dKernel, [x, weight, bias, embedding, residual], attributes);
+  const { panels, scale } = weightsOf(weight);
+  const attributes = attributesOf(panels.shape, options);
+  return run(conv2dKernel, [x, panels, bias, embedding, residual, scale], attributes);
 }

@@ -15,7 +15,8 @@ import type { Tensor } from "../core/tensor.ts";
 import { columnBlocks, registerBlocks, weightWindows } from "./gemm_registers.ts";
 import { matrixTiles } from "./gemm_matrix.ts";
 import { workgroupTiles } from "./gemm_tiles.ts";
-import { pack, panelReserve, panelShape } from "./panels.ts";
+import { PANEL, panelReserve, panelsOf } from "./panels.ts";
+import { UNPACK } from "./quantized.ts";
 import { type GemmForm, variantsOf } from "./variants.ts";
 
 export type { GemmForm } from "./variants.ts";
@@ -36,12 +37,14 @@ export interface Operand {
 }
 
 /**
- * An operand in panels (`panels.ts`), `[matrices, ⌈extent/width⌉, K4, width]`: weights 32 wide, right
- * operands {@link COLUMNS} wide. One matrix serves every batch.
+ * An operand in panels (`panels.ts`), `[matrices, ⌈extent/width⌉, K4, width]`: weights 32 wide,
+ * right operands {@link COLUMNS} wide. One matrix serves every batch.
  */
 export interface Panels {
   readonly panels: Tensor;
   readonly matrices: number;
+  /** Of a left operand of 8 bits (`quantized.ts`): `[M]`, what its rows are multiplied by. */
+  readonly scale?: Tensor | null;
 }
 
 /** A product to enqueue. */
@@ -120,11 +123,8 @@ export const COLUMNS = 64;
 function inColumns(launch: GemmLaunch, product: Gemm): Gemm {
   const { b, N, K, batch } = product;
   if ("panels" in b) return product;
-  const matrices = matricesOf(product);
-  const shape = [matrices, Math.ceil(N / COLUMNS), Math.ceil(K / 4) * 4, COLUMNS];
-  const panels = launch.temporary(shape, b.tensor.dtype);
-  pack(launch.dispatch, b, { extent: N, K, batch }, panels);
-  return { ...product, b: { panels, matrices } };
+  const panels = panelsOf(launch, b, { extent: N, K, batch }, COLUMNS);
+  return { ...product, b: { panels, matrices: matricesOf(product) } };
 }
 
 /** The product with its left operand in panels. */
@@ -132,27 +132,19 @@ function inPanels(launch: GemmLaunch, product: Gemm): Gemm & { readonly a: Panel
   const { a, M, K, batch } = product;
   if ("panels" in a) return { ...product, a: { ...a, panels: reserved(launch, a.panels) } };
   const shared = a.batch.every((stride, i) => stride === 0 || batch[i] === 1);
-  const extents = shared ? [] : batch;
-  const matrices = extents.reduce((count, extent) => count * extent, 1);
-  const shape = [matrices, ...panelShape(M, K)];
-  const { dtype } = a.tensor;
-  const panels = launch.temporary(shape, dtype, panelReserve(shape, dtype));
   const source = shared ? { ...a, batch: [] } : a;
-  pack(launch.dispatch, source, { extent: M, K, batch: extents }, panels);
-  return { ...product, a: { panels, matrices } };
+  const panels = panelsOf(launch, source, { extent: M, K, batch: shared ? [] : batch }, PANEL);
+  return { ...product, a: { panels, matrices: shared ? 1 : matricesOf(product) } };
 }
 
 /** Panels that windows can show: copied if their buffer is too short, as hand-made weights' is. */
-function reserved({ dispatch, temporary }: GemmLaunch, panels: Tensor): Tensor {
+function reserved(launch: GemmLaunch, panels: Tensor): Tensor {
   const { shape, dtype } = panels;
-  const reserve = panelReserve(shape, dtype);
-  if (panels.storage.buffer.size - panels.offset >= reserve) return panels;
+  if (panels.storage.buffer.size - panels.offset >= panelReserve(shape, dtype)) return panels;
   const [depth, width] = shape.slice(-2);
   const count = panels.size / (depth * width);
-  const copy = temporary([count, 1, depth, width], dtype, reserve);
   const source = { tensor: panels, offset: 0, major: 1, step: width, batch: [depth * width] };
-  pack(dispatch, source, { extent: width, K: depth, batch: [count] }, copy);
-  return copy;
+  return panelsOf(launch, source, { extent: width, K: depth, batch: [count] }, width);
 }
 
 /** Whether four neighbours along the major axis can be read as a vector. */
@@ -206,9 +198,12 @@ export function epilogue(
     (part === "middle" || part === "last" ? FLAGS.part : 0);
   // A tensor that is absent is stood in for by one that is there; the flags keep it unread.
   const any = "panels" in product.b ? product.b.panels : product.b.tensor;
+  // Parts of a sum are scaled each: they are added to each other, and to what comes behind them.
+  const scale = "panels" in product.a && product.a.scale;
   return {
-    variant: `${vector}`,
+    variant: `${vector}${scale ? " scaled" : ""}`,
     read: {
+      ...(scale ? { scale: scalars(scale) } : {}),
       bias: scalars(bias ?? any),
       embedding: scalars(embedding ?? any),
       residual: bindOut(residual ?? any),
@@ -227,7 +222,7 @@ export function epilogue(
     fn has(flag: u32) -> bool { return (p.flags & flag) != 0u; }
     fn store(z: u32, m: u32, n: u32, sum: vec4f) {
       if (m >= p.M || n >= p.N) { return; }
-      var v = sum;
+      var v = sum${scale ? " * f32(scale[m])" : ""};
       if (has(${FLAGS.biasRow}u)) { v += f32(bias[m]); }
       if (has(${FLAGS.biasColumn}u)) {
         v += vec4f(f32(bias[n]), f32(bias[min(n + 1u, p.N - 1u)]),
@@ -279,16 +274,21 @@ export function reader(name: "a" | "b", product: Gemm): Reader {
   const operand = product[name];
   const rest = `rest_${name}`;
   if ("panels" in operand) {
-    const { panels } = operand;
-    const [depth, width] = panels.shape.slice(-2);
+    const { panels, matrices } = operand;
+    const quantized = panels.dtype === "u32";
+    const [depth, elements] = panels.shape.slice(-2);
+    const width = quantized ? 4 * elements : elements;
     return {
       variant: `panels ${width}`,
-      binding: vectors(panels),
+      binding: quantized ? scalars(panels) : vectors(panels),
       params: {
         [`${name}Depth`]: u32(depth),
-        [`${name}Batch`]: u32(operand.matrices > 1 ? panels.size / operand.matrices : 0),
+        [`${name}Batch`]: u32(matrices > 1 ? panels.size / matrices * width / elements : 0),
       },
-      declarations: `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`,
+      declarations: quantized
+        ? `${UNPACK}
+        fn load_${name}(at: u32) -> vec4f { return unpack(${name}[at]); }`
+        : `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`,
       begin: `let offset_${name} = z * p.${name}Batch;`,
       at: (major, step) =>
         `(offset_${name} + (${major} / ${width}u * p.${name}Depth + ${step}) * ${width}u

@@ -9,7 +9,6 @@
 
 import type { DeviceInfo } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
-import { u32 } from "../core/kernel.ts";
 import {
   loadMatrix,
   MATRIX_DIRECTIVES,
@@ -17,12 +16,11 @@ import {
   storeMatrix,
   type SubgroupMatrix,
 } from "../core/subgroup_matrix.ts";
-import { epilogue, type Gemm, type GemmLaunch, matricesOf, type Reader, reader } from "./gemm.ts";
-import { chooseTile, stage, threadsOf, workgroupTiles } from "./gemm_tiles.ts";
+import { type Gemm, type GemmLaunch, type Reader, reader } from "./gemm.ts";
+import { chooseTile, staged, threadsOf } from "./gemm_staging.ts";
+import { workgroupTiles } from "./gemm_tiles.ts";
 import { type Tile, variantsOf } from "./variants.ts";
-
-const repeat = (n: number, line: (i: number) => string): string =>
-  Array.from({ length: n }, (_, i) => line(i)).join("\n");
+import { each } from "./wgsl.ts";
 
 /** Matrix units for factors of certain types. */
 export interface MatrixUnits {
@@ -50,7 +48,8 @@ export function matrixUnits(
 ): MatrixUnits | null {
   if (!subgroupMatrix) return null;
   const { configs, size, syntax } = subgroupMatrix;
-  const factors = dtypes.every((dtype) => dtype === "f16")
+  // Weights of 8 bits, in u32, are whole numbers that f16 holds.
+  const factors = dtypes.every((dtype) => dtype !== "f32")
     ? ["f16", "f32"] as const
     : ["f32"] as const;
   for (const type of factors) {
@@ -128,92 +127,63 @@ export function matrixTiles(
   const { rows, columns, depth, own } = tile;
   const { config: { M, N, K }, size, type, syntax } = units;
   const teams = threadsOf(tile);
-  const shared = epilogue(product);
-  const a = reader("a", product);
-  const layout = (name: "a" | "b", width: number) => ({
-    width,
-    depth,
-    threads: teams * size,
-    pad: units.pad,
-    write: (at: string, v: string) => writeFour(`tile_${name}`, type, at, v),
-  });
-  const stages = {
-    a: stage("a", product.a, a, { ...layout("a", rows), extent: "M", first: "m0" }),
-    b: stage("b", product.b, b, { ...layout("b", columns), extent: "N", first: "n0" }),
-  };
+  const { variant, dispatch: shared, declarations, strides, begin, loop } = staged(
+    product,
+    tile,
+    b,
+    {
+      threads: teams * size,
+      pad: () => units.pad,
+      array: (elements) => `array<${type}, ${elements}>`,
+      write: (array, at, v) => writeFour(array, type, at, v),
+    },
+  );
   const across = columns / own[1];
   const high = own[0] / M;
   const wide = own[1] / N;
   const load = (name: "a" | "b", k: number, offset: string) =>
     loadMatrix(syntax, name === "a" ? "left" : "right", name === "a" ? "col" : "row", {
       array: `tile_${name}`,
-      at: `${k * K * stages[name].stride}u + ${offset}`,
-      stride: stages[name].stride,
+      at: `${k * K * strides[name]}u + ${offset}`,
+      stride: strides[name],
     });
   dispatch({
+    ...shared,
     family: "gemm",
-    variant: `matrix ${rows}x${columns}x${depth} ${own} ${units.variant} ${stages.a.variant} ` +
-      `${stages.b.variant} ${shared.variant}`,
-    read: { a: a.binding, b: b.binding, ...shared.read },
-    write: shared.write,
-    params: { K: u32(product.K), ...a.params, ...b.params, ...shared.params },
-    workgroup: [teams * size, 1, 1],
-    workgroups: [
-      Math.ceil(product.N / columns),
-      Math.ceil(product.M / rows),
-      matricesOf(product),
-    ],
+    variant: `matrix ${rows}x${columns}x${depth} ${own} ${units.variant} ${variant}`,
     directives: units.directives,
     builtins: units.builtins,
     declarations: () => `
       ${units.declarations}
-      ${a.declarations} ${b.declarations} ${shared.declarations}
-      var<workgroup> tile_a: array<${type}, ${stages.a.stride * depth}>;
-      var<workgroup> tile_b: array<${type}, ${stages.b.stride * depth}>;
+      ${declarations}
       var<workgroup> results: array<f32, ${teams * M * own[1]}>;`,
     main: () => `
-      let z = wg.z;
-      ${a.begin}
-      ${b.begin}
-      let m0 = wg.y * ${rows}u;
-      let n0 = wg.x * ${columns}u;
+      ${begin}
       let own_m = team / ${across}u * ${own[0]}u;
       let own_n = team % ${across}u * ${own[1]}u;
-      ${repeat(high, (i) => repeat(wide, (j) => `var c${i}_${j} = sums();`))}
-      ${stages.a.registers}
-      ${stages.b.registers}
-      ${stages.a.fetch("0u")}
-      ${stages.b.fetch("0u")}
-      for (var k0 = 0u; k0 < p.K; k0 += ${depth}u) {
-        workgroupBarrier();
-        ${stages.a.keep}
-        ${stages.b.keep}
-        workgroupBarrier();
-        ${stages.a.fetch(`k0 + ${depth}u`)}
-        ${stages.b.fetch(`k0 + ${depth}u`)}
-        ${
-      repeat(depth / K, (k) => `
+      ${each(high, (i) => each(wide, (j) => `var c${i}_${j} = sums();`))}
+      ${
+      loop(each(depth / K, (k) => `
         {
-        ${repeat(wide, (j) => `let b${j} = ${load("b", k, `own_n + ${j * N}u`)};`)}
+        ${each(wide, (j) => `let b${j} = ${load("b", k, `own_n + ${j * N}u`)};`)}
         ${
-        repeat(high, (i) => `
+        each(high, (i) => `
         let a${i} = ${load("a", k, `own_m + ${i * M}u`)};
         ${
-          repeat(
+          each(
             wide,
             (j) => `c${i}_${j} = subgroupMatrixMultiplyAccumulate(a${i}, b${j}, c${i}_${j});`,
           )
         }`)
       }
-        }`)
+        }`))
     }
-      }
       // The invocations of a subgroup do not know which elements of a matrix they hold.
       let result = team * ${M * own[1]}u;
       ${
-      repeat(high, (i) => `
+      each(high, (i) => `
       ${
-        repeat(wide, (j) =>
+        each(wide, (j) =>
           storeMatrix(syntax, `c${i}_${j}`, "row", {
             array: "results",
             at: `result + ${j * N}u`,

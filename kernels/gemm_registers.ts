@@ -4,9 +4,10 @@
  * as storage there.
  *
  * What limits them are loads. A driver without an analysis of divergence reads storage lane by
- * lane, behind a bounds check each; the uniform address space it reads without branches, five times
- * as fast (measured on Mesa 25). So the operand that all lanes share is packed into panels and shown
- * through windows of 64 KiB, a dispatch each; long sums are continued by the next window.
+ * lane, behind a bounds check each, but the uniform address space without branches. So the operand
+ * that all lanes share is packed into panels and shown through windows of 64 KiB, a dispatch each;
+ * long sums are continued by the next window. `bench/tune.ts` times this form, `windows`, beside
+ * the one that reads both operands from storage, `registers`.
  *
  * @module
  */
@@ -14,6 +15,7 @@
 import { bytesPerElement } from "../core/dtype.ts";
 import { GpuError } from "../core/errors.ts";
 import { type Dispatch, u32, vectors, window, WINDOW_BYTES } from "../core/kernel.ts";
+import type { Tensor } from "../core/tensor.ts";
 import {
   epilogue,
   type Gemm,
@@ -24,15 +26,14 @@ import {
   reader,
   readsVectors,
 } from "./gemm.ts";
-import { pack, PANEL, panelReserve } from "./panels.ts";
+import { PANEL, panelsOf } from "./panels.ts";
+import { UNPACK } from "./quantized.ts";
+import { each } from "./wgsl.ts";
 
 const LANES = 8;
 
 /** Steps of a sum in one round of the loop. Panels are filled with zeros to multiples of it. */
 const STEPS = 2;
-
-const repeat = (n: number, line: (i: number) => string) =>
-  Array.from({ length: n }, (_, i) => line(i)).join("\n");
 
 /** A stretch of panels that a window shows: items are panels, matrix after matrix. */
 interface Stretch {
@@ -43,7 +44,9 @@ interface Stretch {
   readonly part: "first" | "middle" | "last" | "all";
 }
 
-/** Cuts `items` panels of `width × K` elements of `bytes` each into windows. */
+/**
+ * Cuts `items` panels into windows. A panel has K rows of `rowBytes` each, filled up to K4 rows.
+ */
 function stretches(items: number, K: number, K4: number, rowBytes: number): Stretch[] {
   const found: Stretch[] = [];
   // Where items do not begin at multiples of 256 bytes, a window begins up to that much earlier.
@@ -71,6 +74,10 @@ function stretches(items: number, K: number, K4: number, rowBytes: number): Stre
 
 /** WGSL: `load_<name>(at)`, four neighbours in a window; addresses count vectors of four. */
 export function windowLoader(name: string, { dtype }: { readonly dtype: string }): string {
+  if (dtype === "u32") {
+    return `${UNPACK}
+       fn load_${name}(at: u32) -> vec4f { return unpack(${name}[at / 4u][at % 4u]); }`;
+  }
   return dtype === "f16"
     ? `fn load_${name}(at: u32) -> vec4f {
          let pair = ${name}[at / 2u];
@@ -83,8 +90,8 @@ export function windowLoader(name: string, { dtype }: { readonly dtype: string }
 /** Runs the dispatches of a product whose shared operand is `panels`, part by part. */
 function inWindows(
   { dispatch, temporary }: GemmLaunch,
-  product: Gemm,
-  panels: Panels["panels"],
+  product: Gemm & { readonly a: Panels },
+  panels: Tensor,
   make: (stretch: Stretch, product: Gemm) => Omit<Dispatch, "read" | "write" | "params"> & {
     readonly read: Dispatch["read"];
     readonly params: Dispatch["params"];
@@ -93,6 +100,8 @@ function inWindows(
   const [K4, width] = panels.shape.slice(-2);
   const items = panels.size / (K4 * width);
   const rowBytes = width * bytesPerElement(panels.dtype);
+  const quantized = panels.dtype === "u32";
+  const vectorBytes = quantized ? 4 : 4 * bytesPerElement(panels.dtype);
   const parts = stretches(items, product.K, K4, rowBytes);
   const { out } = product;
   // Parts of a sum are added up in f32, whatever the output is.
@@ -104,13 +113,17 @@ function inWindows(
     const target = sums ? { ...product, out: { ...out, tensor: sums } } : product;
     const shared = epilogue(target, sums && part === "last" ? "middle" : part);
     const { binding, first } = window(panels, (firstItem * K4 + k0) * rowBytes);
-    const vectorBytes = 4 * bytesPerElement(panels.dtype);
     const made = make(stretch, target);
     dispatch({
       ...made,
       family: "gemm",
-      variant: `${made.variant} ${shared.variant}`,
-      read: { w: binding, ...made.read, ...shared.read },
+      variant: `${made.variant} ${panels.dtype} ${shared.variant}`,
+      read: {
+        // `window` knows panels of floats only.
+        w: quantized ? { ...binding, type: "vec4<u32>" } : binding,
+        ...made.read,
+        ...shared.read,
+      },
       write: shared.write,
       params: {
         first: u32(first * 16 / vectorBytes),
@@ -118,7 +131,6 @@ function inWindows(
         k0: u32(k0),
         depth: u32(depth),
         K4: u32(K4),
-        K: u32(product.K),
         ...made.params,
         ...shared.params,
       },
@@ -128,11 +140,11 @@ function inWindows(
         ${shared.declarations}`,
     });
   }
-  if (sums) finish({ dispatch }, product, sums);
+  if (sums) finish({ dispatch }, { ...product, a: { ...product.a, scale: null } }, sums);
 }
 
-/** Stores finished sums with what comes behind them. */
-function finish({ dispatch }: Pick<GemmLaunch, "dispatch">, product: Gemm, sums: Panels["panels"]) {
+/** Stores finished sums, scaled already, with what comes behind them. */
+function finish({ dispatch }: Pick<GemmLaunch, "dispatch">, product: Gemm, sums: Tensor): void {
   const shared = epilogue(product);
   const { M, N } = product;
   const vector = shared.write.out.type.startsWith("vec4");
@@ -193,18 +205,18 @@ export function weightWindows(
         var at_w = p.first + item * p.K4 * ${PANEL / 4}u + wg.y % ${sub}u * ${vectorsA}u;
         let at_b = ${b.at("n0", "p.k0")};
         let step_b = ${b.step};
-        ${repeat(rows, (m) => repeat(vectorsB, (j) => `var c${m}_${j} = vec4f();`))}
+        ${each(rows, (m) => each(vectorsB, (j) => `var c${m}_${j} = vec4f();`))}
         for (var k = 0u; k < p.depth; k += ${STEPS}u) {
           // Behind the end the weights are zero; columns are read again, as any numbers do.
           ${
-        repeat(STEPS, (u) => `
+        each(STEPS, (u) => `
           let from${u} = at_b + min(k + ${u}u, p.depth - 1u) * step_b;
-          ${repeat(vectorsB, (j) => `let b${u}_${j} = load_b(${b.next(`from${u}`, j)});`)}
-          ${repeat(vectorsA, (i) => `let a${u}_${i} = load_w(at_w + ${PANEL / 4 * u + i}u);`)}`)
+          ${each(vectorsB, (j) => `let b${u}_${j} = load_b(${b.next(`from${u}`, j)});`)}
+          ${each(vectorsA, (i) => `let a${u}_${i} = load_w(at_w + ${PANEL / 4 * u + i}u);`)}`)
       }
           ${
-        repeat(rows, (m) =>
-          repeat(vectorsB, (j) => {
+        each(rows, (m) =>
+          each(vectorsB, (j) => {
             let sum = `c${m}_${j}`;
             for (let u = 0; u < STEPS; u++) {
               sum = `fma(vec4f(a${u}_${m >> 2}.${"xyzw"[m & 3]}), b${u}_${j}, ${sum})`;
@@ -245,14 +257,9 @@ export function columnBlocks(
 ): void {
   const { M, N, K, batch, b } = product;
   if ("panels" in b) throw new GpuError("gemm: products of few columns take them unpacked");
-  const matrices = matricesOf(product);
   const width = N <= 4 ? 4 : N <= 8 ? 8 : 16;
   const perMatrix = Math.ceil(N / width);
-  const K4 = Math.ceil(K / 4) * 4;
-  const shape = [matrices, perMatrix, K4, width];
-  const { dtype } = b.tensor;
-  const panels = launch.temporary(shape, dtype, panelReserve(shape, dtype));
-  pack(launch.dispatch, b, { extent: N, K, batch }, panels);
+  const panels = panelsOf(launch, b, { extent: N, K, batch }, width);
   inWindows(launch, product, panels, ({ items }, target) => {
     const a = reader("a", target);
     const vectorsB = width / 4;
@@ -270,17 +277,17 @@ export function columnBlocks(
         ${a.begin}
         var at_a = ${a.at("m0", "p.k0")};
         var at_w = p.first + wg.y * p.K4 * ${vectorsB}u;
-        ${repeat(width, (n) => `var r${n} = vec4f();`)}
+        ${each(width, (n) => `var r${n} = vec4f();`)}
         for (var k = 0u; k < p.depth; k++) {
           let a = load_a(at_a);
-          ${repeat(vectorsB, (j) => `let b${j} = load_w(at_w + ${j}u);`)}
-          ${repeat(width, (n) => `r${n} = fma(a, vec4f(b${n >> 2}.${"xyzw"[n & 3]}), r${n});`)}
+          ${each(vectorsB, (j) => `let b${j} = load_w(at_w + ${j}u);`)}
+          ${each(width, (n) => `r${n} = fma(a, vec4f(b${n >> 2}.${"xyzw"[n & 3]}), r${n});`)}
           at_a += ${a.step};
           at_w += ${vectorsB}u;
         }
         ${
-        repeat(4, (m) =>
-          repeat(vectorsB, (j) => {
+        each(4, (m) =>
+          each(vectorsB, (j) => {
             const four = [0, 1, 2, 3].map((i) => `r${4 * j + i}.${"xyzw"[m]}`);
             return `let c${m}_${j} = vec4f(${four.join(", ")});`;
           }))
@@ -290,7 +297,10 @@ export function columnBlocks(
   });
 }
 
-/** Both operands from storage, for those that cannot be read as vectors. */
+/**
+ * Both operands from storage: the form `registers`, and products of few rows, for which packing
+ * would cost more than it saves.
+ */
 export function registerBlocks({ dispatch }: GemmLaunch, product: Gemm): void {
   const { M, N, K } = product;
   const a = reader("a", product);
@@ -322,15 +332,15 @@ export function registerBlocks({ dispatch }: GemmLaunch, product: Gemm): void {
       let n0 = (wg.x * ${LANES}u + lid.x) * ${columns}u;
       var at_a = ${a.at("m0", "0u")};
       var at_b = ${b.at("n0", "0u")};
-      ${repeat(rows, (m) => repeat(wide, (j) => `var c${m}_${j} = vec4f();`))}
+      ${each(rows, (m) => each(wide, (j) => `var c${m}_${j} = vec4f();`))}
       for (var k = 0u; k < p.K; k++) {
-        ${repeat(rows / 4, (i) => `let a${i} = load_a(${a.next("at_a", i)});`)}
-        ${repeat(wide, (j) => `let b${j} = load_b(${b.next("at_b", j)});`)}
+        ${each(rows / 4, (i) => `let a${i} = load_a(${a.next("at_a", i)});`)}
+        ${each(wide, (j) => `let b${j} = load_b(${b.next("at_b", j)});`)}
         ${
-      repeat(
+      each(
         rows,
         (m) =>
-          repeat(
+          each(
             wide,
             (j) => `c${m}_${j} = fma(vec4f(a${m >> 2}.${"xyzw"[m & 3]}), b${j}, c${m}_${j});`,
           ),

@@ -8,6 +8,7 @@ export { conv2d, type Conv2dOptions, type Padding } from "./conv2d.ts";
 export { linear, type LinearOptions, matmul, type MatmulOptions } from "./matmul.ts";
 export { channelLinear, type ChannelLinearOptions } from "./channel_linear.ts";
 export { packPanels } from "./panels.ts";
+export { quantize, type QuantizedWeights } from "./quantized.ts";
 export { linearCombination } from "./linear_combination.ts";
 export { assign, cast } from "./copy.ts";
 export {

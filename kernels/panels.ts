@@ -2,7 +2,8 @@
  * Panels: how weights are kept. A matrix of M outputs and K inputs becomes
  * `[⌈M/32⌉, ⌈K/4⌉·4, 32]`, filled up with zeros: 32 outputs lie side by side, panel after panel. A
  * product then reads its weights in the order of their addresses, whatever its tiles are, and a
- * stretch of a panel fits into the uniform address space.
+ * stretch of a panel fits into the uniform address space. Weights of 8 bits lie in the same order,
+ * four in a word (`quantized.ts`).
  *
  * @module
  */
@@ -29,9 +30,14 @@ export const PANEL = 32;
 /** Lines that an invocation packs: launching a workgroup costs as much as packing a few. */
 const ROUNDS = 16;
 
-/** Shape of `outputs × inputs` weights in panels. */
-export function panelShape(outputs: number, inputs: number): [number, number, number] {
-  return [Math.ceil(outputs / PANEL), Math.ceil(inputs / 4) * 4, PANEL];
+/** Shape of `outputs × inputs` weights in panels; those of 8 bits lie in `u32`, four in each. */
+export function panelShape(
+  outputs: number,
+  inputs: number,
+  dtype: DType = "f32",
+): [number, number, number] {
+  const width = dtype === "u32" ? PANEL / 4 : PANEL;
+  return [Math.ceil(outputs / PANEL), Math.ceil(inputs / 4) * 4, width];
 }
 
 /** Bytes to reserve for panels, so that windows can show them. */
@@ -111,6 +117,24 @@ export function pack(
       }`,
     declarations: () => `alias panels_scalar = ${panels.dtype};`,
   });
+}
+
+/**
+ * Enqueues the packing of matrices, as {@link pack} does it, into a temporary that windows can
+ * show: `[matrices, ⌈extent/width⌉, K4, width]`.
+ */
+export function panelsOf(
+  { dispatch, temporary }: Pick<Launch<unknown>, "dispatch" | "temporary">,
+  source: Operand,
+  extents: { extent: number; K: number; batch: readonly number[] },
+  width: number,
+): Tensor {
+  const { extent, K, batch } = extents;
+  const shape = [sizeOf(batch), Math.ceil(extent / width), Math.ceil(K / 4) * 4, width];
+  const { dtype } = source.tensor;
+  const panels = temporary(shape, dtype, panelReserve(shape, dtype));
+  pack(dispatch, source, extents, panels);
+  return panels;
 }
 
 /** The kernel behind {@link packPanels}. */

@@ -8,6 +8,11 @@ import { bytesPerElement, type DType } from "../core/dtype.ts";
 import type { Binding, Param, TensorSpec } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 
+/** WGSL: `count` pieces of text, a line each. */
+export function each(count: number, text: (i: number) => string): string {
+  return Array.from({ length: count }, (_, i) => text(i)).join("\n");
+}
+
 const FLAT = 64;
 
 /** WGSL: `i`, the flat index of the invocation in a grid made by {@link flatGrid}. */

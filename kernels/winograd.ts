@@ -14,14 +14,17 @@ import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { type Activation, COLUMNS, gemm, type GemmLaunch } from "./gemm.ts";
 import { PANEL, panelReserve } from "./panels.ts";
+import { UNPACK } from "./quantized.ts";
 import type { Variants } from "./variants.ts";
+import { each } from "./wgsl.ts";
 
 /** A convolution that {@link winograd} can do. */
 export interface WinogradConvolution {
   /** `[B, C, H, W]`. */
   readonly x: Tensor;
-  /** Weights of `9C` inputs and `O` outputs in panels. */
+  /** Weights of `9C` inputs and `O` outputs in panels; their scale, if they are of 8 bits. */
   readonly panels: Tensor;
+  readonly scale: Tensor | null;
   readonly bias: Tensor | null;
   readonly embedding: Tensor | null;
   readonly residual: Tensor | null;
@@ -160,20 +163,16 @@ export function winograd(
 
 type Dispatching = GemmLaunch["dispatch"];
 
-const upTo = (n: number) => Array.from({ length: n }, (_, i) => i);
+/** WGSL: a vector of what `text` says for 0 … 3. */
+const four = (text: (n: number) => string) => `vec4f(${[0, 1, 2, 3].map(text).join(", ")})`;
 
-/** WGSL: `Σ row[i] · terms[i]`. */
-function combination(row: readonly number[], terms: readonly string[]): string {
-  const parts = row.map((factor, i) =>
-    factor === 0
-      ? ""
-      : factor === 1
-      ? `+ ${terms[i]}`
-      : factor === -1
-      ? `- ${terms[i]}`
-      : `${factor < 0 ? "-" : "+"} ${Math.abs(factor)} * ${terms[i]}`
-  ).filter((part) => part !== "");
-  return parts.join(" ").replace(/^\+ /, "");
+/** WGSL: `Σ row[i] · <term>i`. */
+function combination(row: readonly number[], term: string): string {
+  const parts = row.map((factor, i) => {
+    const size = Math.abs(factor);
+    return factor && `${factor < 0 ? "-" : "+"} ${size === 1 ? "" : `${size} * `}${term}${i}`;
+  });
+  return parts.filter((part) => part !== 0).join(" ").replace(/^\+ /, "");
 }
 
 /** `U = G g Gᵀ` for every pair of channels; a workgroup has the outputs of a panel. */
@@ -186,10 +185,12 @@ function transformFilters(
 ): void {
   const [, count, depth] = filters.shape;
   const { G } = TRANSFORMS[m];
-  const three = upTo(3);
+  // The transforms are linear: the scale of 8 bits waits until the outputs.
+  const quantized = panels.dtype === "u32";
+  const load = quantized ? "unpack" : "vec4f";
   dispatch({
     variant: `winograd filters ${m}`,
-    read: { weight: vectors(panels) },
+    read: { weight: quantized ? scalars(panels) : vectors(panels) },
     write: { filters: vectors(filters) },
     params: {
       t: u32(t),
@@ -201,6 +202,7 @@ function transformFilters(
     },
     workgroup: [LANES, 1, 1],
     workgroups: [count, depth, 1],
+    declarations: () => quantized ? UNPACK : "",
     main: () => `
       var at = (wg.x * p.depth + wg.y) * ${PANEL / 4}u + lane;
       // The panels are filled up with zeros.
@@ -208,21 +210,13 @@ function transformFilters(
       PANEL / 4
     }u + lane;
       let there = select(0.0, 1.0, wg.y < p.C);
-      ${
-      upTo(9).map((i) => `let g${i} = there * vec4f(weight[first + ${i * PANEL / 4}u]);`)
-        .join("\n")
-    }
+      ${each(9, (i) => `let g${i} = there * ${load}(weight[first + ${i * PANEL / 4}u]);`)}
       var factors = array<vec3f, ${t}>(${G.map((row) => `vec3f(${row.join(", ")})`).join(", ")});
       // Drivers would unroll loops of known length, and compile the result for seconds.
       for (var i = 0u; i < p.t; i++) {
         let f = factors[i];
-        ${
-      three.map((v) => `let r${v} = f.x * g${v} + f.y * g${3 + v} + f.z * g${6 + v};`).join("\n")
-    }
-        ${
-      upTo(t).map((j) => `
-        filters[at] = ${combination(G[j], three.map((v) => `r${v}`))}; at += p.plane;`).join("")
-    }
+        ${each(3, (v) => `let r${v} = f.x * g${v} + f.y * g${3 + v} + f.z * g${6 + v};`)}
+        ${each(t, (j) => `filters[at] = ${combination(G[j], "r")}; at += p.plane;`)}
       }`,
   });
 }
@@ -244,17 +238,12 @@ function transformInput(
   // With a border of one the four tiles begin at a multiple of four pixels: whole vectors.
   const aligned = left === 1 && W % 4 === 0;
   const width = 4 * m + 2;
-  const names = upTo(width).map((i) => `x${i}`);
   const load = aligned
     ? `
         let line4 = (line + column) / 4u;
-        ${
-      upTo(m).map((i) => `let q${i} = select(vec4f(), vec4f(xs[line4 + ${i}u]), inside);`).join(
-        "\n",
-      )
-    }
+        ${each(m, (i) => `let q${i} = select(vec4f(), vec4f(xs[line4 + ${i}u]), inside);`)}
         let x0 = select(0.0, f32(x[line + max(column, 1u) - 1u]), inside && column > 0u);
-        ${upTo(4 * m).map((i) => `let x${i + 1} = q${i >> 2}.${"xyzw"[i & 3]};`).join("\n")}
+        ${each(4 * m, (i) => `let x${i + 1} = q${i >> 2}.${"xyzw"[i & 3]};`)}
         let x${width - 1} = select(0.0, f32(x[line + min(column + ${4 * m}u, p.W - 1u)]),
           inside && column + ${4 * m}u < p.W);`
     : `
@@ -263,7 +252,7 @@ function transformInput(
           let c = column - p.left + i;
           window[i] = select(0.0, f32(x[line + min(c, p.W - 1u)]), inside && c < p.W);
         }
-        ${names.map((name, i) => `let ${name} = window[${i}];`).join("\n")}`;
+        ${each(width, (i) => `let x${i} = window[${i}];`)}`;
   dispatch({
     variant: `winograd input ${m} ${aligned}`,
     read: { x: scalars(x), ...(aligned ? { xs: vectors(x) } : {}) },
@@ -300,26 +289,14 @@ function transformInput(
         let inside = y + r < p.H;
         let line = plane + min(y + r, p.H - 1u) * p.W;
         ${load}
-        ${
-      upTo(t).map((j) => `let d${j} = vec4f(${upTo(4).map((n) => names[m * n + j]).join(", ")});`)
-        .join("\n")
-    }
-        ${
-      upTo(t).map((j) =>
-        `rows[r * ${t}u + ${j}u] = ${combination(B[j], upTo(t).map((i) => `d${i}`))};`
-      )
-        .join("\n")
-    }
+        ${each(t, (j) => `let d${j} = ${four((n) => `x${m * n + j}`)};`)}
+        ${each(t, (j) => `rows[r * ${t}u + ${j}u] = ${combination(B[j], "d")};`)}
       }
       let to = (group / p.wide * p.depth + wg.y) * p.wide + group % p.wide;
       for (var j = 0u; j < p.t; j++) {
-        ${upTo(t).map((r) => `let r${r} = rows[j + ${r * t}u];`).join("\n")}
+        ${each(t, (r) => `let r${r} = rows[j + ${r * t}u];`)}
         let at = to + j * p.plane;
-        ${
-      upTo(t).map((i) =>
-        `tiles[at + ${i * t}u * p.plane] = ${combination(B[i], upTo(t).map((r) => `r${r}`))};`
-      ).join("\n")
-    }
+        ${each(t, (i) => `tiles[at + ${i * t}u * p.plane] = ${combination(B[i], "r")};`)}
       }`,
   });
 }
@@ -327,7 +304,7 @@ function transformInput(
 /** `Y = Aᵀ M A` for four neighbouring tiles of one channel, then what is added to the sum. */
 function transformOutput(
   dispatch: Dispatching,
-  { output, bias, embedding, residual, activation }: WinogradConvolution,
+  { output, scale, bias, embedding, residual, activation }: WinogradConvolution,
   { m, t, groupsX, tilesY }: Tiling,
   sums: Tensor,
   first: number,
@@ -336,18 +313,18 @@ function transformOutput(
   const { A } = TRANSFORMS[m];
   const groups = sums.shape[2] / 4;
   const extras = {
+    ...(scale ? { scale: scalars(scale) } : {}),
     ...(bias ? { bias: scalars(bias) } : {}),
     ...(embedding ? { embedding: scalars(embedding) } : {}),
     ...(residual ? { residual: vectors(residual) } : {}),
   };
+  const sum = (text: string) => scale ? `f32(scale[o]) * (${text})` : text;
   // A row of outputs: from vectors over the tiles to vectors over the pixels.
-  const pixels = upTo(m).map((i) => {
-    const four = upTo(4).map((n) => {
+  const pixels = Array.from({ length: m }, (_, i) =>
+    four((n) => {
       const pixel = 4 * i + n;
       return `o${pixel % m}.${"xyzw"[Math.floor(pixel / m)]}`;
-    });
-    return `vec4f(${four.join(", ")})`;
-  });
+    }));
   dispatch({
     variant: `winograd output ${m} ${Object.keys(extras)} ${activation}`,
     read: { sums: vectors(sums), ...extras },
@@ -375,12 +352,8 @@ function transformOutput(
       var columns = array<vec4f, ${m * t}>();
       for (var j = 0u; j < p.t; j++) {
         let at = o * p.groups + group + j * step;
-        ${upTo(t).map((i) => `let m${i} = sums[at + ${i * t}u * step];`).join("\n")}
-        ${
-      upTo(m).map((u) =>
-        `columns[${u * t}u + j] = ${combination(A[u], upTo(t).map((i) => `m${i}`))};`
-      ).join("\n")
-    }
+        ${each(t, (i) => `let m${i} = sums[at + ${i * t}u * step];`)}
+        ${each(m, (u) => `columns[${u * t}u + j] = ${combination(A[u], "m")};`)}
       }
       let base = 0.0 ${bias ? `+ f32(bias[o])` : ""}
         ${embedding ? `+ f32(embedding[b * p.O + o])` : ""};
@@ -388,11 +361,8 @@ function transformOutput(
       let to = ((b * p.O + o) * p.outH + y) * p.groupsX * ${m}u + g % p.groupsX * ${m}u;
       for (var u = 0u; u < p.m; u++) {
         if (y + u >= p.outH) { break; }
-        ${upTo(t).map((j) => `let s${j} = columns[u * ${t}u + ${j}u];`).join("\n")}
-        ${
-      upTo(m).map((v) => `let o${v} = base + ${combination(A[v], upTo(t).map((j) => `s${j}`))};`)
-        .join("\n")
-    }
+        ${each(t, (j) => `let s${j} = columns[u * ${t}u + ${j}u];`)}
+        ${each(m, (v) => `let o${v} = base + ${sum(combination(A[v], "s"))};`)}
         var pixels = array<vec4f, ${m}>(${pixels.join(", ")});
         for (var i = 0u; i < p.m; i++) {
           let at = to + u * p.groupsX * ${m}u + i;

@@ -68,8 +68,8 @@ function recordForm(device: Device, form: "tiles" | "matrix", most: number): voi
     const cases = kernel.cases.filter(({ attributes }) =>
       (attributes as { form?: string }).form === "tiles"
     );
-    for (const { shapes, attributes } of cases.slice(0, most)) {
-      const forced = { shapes, attributes: { ...attributes as Record<string, unknown>, form } };
+    for (const { attributes, ...inputs } of cases.slice(0, most)) {
+      const forced = { ...inputs, attributes: { ...attributes as Record<string, unknown>, form } };
       for (const dtype of ["f32", "f16"] as const) record(device, kernel, forced, dtype);
     }
   }

@@ -32,7 +32,7 @@ function casesOf(name: string, picks: readonly number[]): [Kernel<unknown>, Kern
 }
 
 /** Every way to read an operand and to store a sum. */
-const PRODUCTS = [["matmul", [2, 5, 6, 9, 10]], ["conv2d", [0, 1]]] as const;
+const PRODUCTS = [["matmul", [2, 5, 6, 9, 10]], ["conv2d", [0, 1, 2]]] as const;
 /** What the form of matrix units must do without them. */
 const FALLBACKS = [["matmul", [10]], ["conv2d", [1]], ["attention", [14]]] as const;
 
@@ -40,18 +40,20 @@ const FALLBACKS = [["matmul", [10]], ["conv2d", [1]], ["attention", [14]]] as co
 async function check(
   device: Device,
   kernel: Kernel<unknown>,
-  { shapes, attributes }: KernelCase<unknown>,
+  { shapes, attributes, dtypes, values }: KernelCase<unknown>,
   form: "tiles" | "matrix",
   dtype: DType,
 ): Promise<void> {
   const random = new Generator(7);
-  const tensors = shapes.map((shape) =>
-    shape && device.tensor(random.randn([...shape]), shape, dtype)
+  const tensors = shapes.map((shape, i) =>
+    shape && device.tensor(values?.[i] ?? random.randn([...shape]), shape, dtypes?.[i] ?? dtype)
   );
   const settings = { ...attributes as Record<string, unknown>, form };
   const output = run(kernel, tensors, settings);
   const got = await output.data();
-  const inputs = await Promise.all(tensors.map((tensor) => tensor?.data()));
+  const inputs = await Promise.all(
+    tensors.map((tensor) => tensor?.dtype === "u32" ? tensor.raw() : tensor?.data()),
+  );
   const want = kernel.reference(
     inputs.map((data) => data ? Float64Array.from(data) : null),
     shapes,
@@ -93,14 +95,14 @@ const units = [
     size: 32,
     edges: [8, 8, 8],
     dtype: "f32",
-    cases: [["matmul", [10]]],
+    cases: [["matmul", [10]], ["channel_linear", [12]]],
   },
   {
     name: "16×16×16 of f16 by subgroups of 32",
     size: 32,
     edges: [16, 16, 16],
     dtype: "f16",
-    cases: [["conv2d", [1]], ["attention", [8, 14]]],
+    cases: [["conv2d", [1, 2]], ["attention", [8, 14]]],
   },
   {
     name: "8×16×16 of f16 by subgroups of 16",
