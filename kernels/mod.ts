@@ -78,6 +78,7 @@ export {
   scaledDotProductAttention,
   type ScaledDotProductOptions,
 } from "./attention.ts";
+export { groupMoments } from "./group_moments.ts";
 export { groupNorm, type GroupNormOptions } from "./group_norm.ts";
 export { layerNorm, type LayerNormOptions } from "./layer_norm.ts";
 export {

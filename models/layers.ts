@@ -29,10 +29,10 @@ export function linear(w: Weights, K: number, M: number, { bias = true } = {}): 
   return (x, options) => channelLinear(x, weight, b, { outputs: M, ...options });
 }
 
-/** A convolution whose window and step are fixed. */
+/** A convolution whose window and step are fixed; parts of a picture have a padding of their own. */
 export type Conv = (
   x: Tensor,
-  options?: Pick<Conv2dOptions, "embedding" | "residual" | "activation">,
+  options?: Pick<Conv2dOptions, "embedding" | "residual" | "activation" | "padding">,
 ) => Tensor;
 
 /** 2-d convolution (`torch.nn.Conv2d`) with a square window; default padding keeps the size. */
@@ -41,13 +41,23 @@ export function conv(
   channels: number,
   outputs: number,
   size: number,
+  settings: { stride?: number; padding?: Conv2dOptions["padding"] } = {},
+): Conv {
+  return w.module(partConv(w, channels, outputs, size, settings));
+}
+
+/** {@link conv} for parts of a picture, which nobody observes. */
+export function partConv(
+  w: Weights,
+  channels: number,
+  outputs: number,
+  size: number,
   { stride = 1, padding = (size - 1) / 2 as Conv2dOptions["padding"] } = {},
 ): Conv {
   const weight = w.packed("weight", [outputs, channels, size, size]);
   const bias = w.tensor("bias", [outputs]);
-  return w.module((x: Tensor, options = {}) =>
-    conv2d(x, weight, bias, { kernel: [size, size], outputs, stride, padding, ...options })
-  );
+  return (x, options = {}) =>
+    conv2d(x, weight, bias, { kernel: [size, size], outputs, stride, padding, ...options });
 }
 
 /** Group norm (`torch.nn.GroupNorm`), optionally followed by SiLU. */

@@ -12,28 +12,27 @@ import {
   type Transformer2D,
   transformer2d,
 } from "./attention.ts";
-import { type Conv, conv, norm } from "./layers.ts";
+import { conv, type Layer, norm } from "./layers.ts";
 import type { Weights } from "./weights.ts";
 
 /** Two convolutions with group norm and SiLU, and a shortcut; `temb` is SiLU(time embedding). */
-export type ResnetBlock = (x: Tensor, temb: Tensor | null) => Tensor;
+export type ResnetBlock = (x: Tensor, temb: Tensor) => Tensor;
 
-/** `ResnetBlock2D` of diffusers; without `timeWidth` (the VAE) there is no time embedding. */
+/** `ResnetBlock2D` of diffusers. */
 export function resnetBlock(
   w: Weights,
   channels: number,
   outputs: number,
-  { groups, eps, timeWidth }: { groups: number; eps: number; timeWidth: number | null },
+  { groups, eps, timeWidth }: { groups: number; eps: number; timeWidth: number },
 ): ResnetBlock {
   const norm1 = norm(w.at("norm1"), channels, { groups, eps, silu: true });
   const conv1 = conv(w.at("conv1"), channels, outputs, 3);
-  const timeProj = timeWidth ? timeProjection(w.at("time_emb_proj"), timeWidth, outputs) : null;
+  const timeProj = timeProjection(w.at("time_emb_proj"), timeWidth, outputs);
   const norm2 = norm(w.at("norm2"), outputs, { groups, eps, silu: true });
   const conv2 = conv(w.at("conv2"), outputs, outputs, 3);
   const shortcut = channels === outputs ? null : conv(w.at("conv_shortcut"), channels, outputs, 1);
-  return w.module((x: Tensor, temb: Tensor | null) => {
-    const embedding = temb && timeProj && timeProj(temb);
-    const h = conv1(norm1(x), { embedding });
+  return w.module((x: Tensor, temb: Tensor) => {
+    const h = conv1(norm1(x), { embedding: timeProj(temb) });
     return conv2(norm2(h), { residual: shortcut ? shortcut(x) : x });
   });
 }
@@ -58,12 +57,8 @@ export function upsample(w: Weights, channels: number): Upsample {
 }
 
 /** `Downsample2D` of diffusers: a 3×3 convolution with stride 2. */
-export function downsample(
-  w: Weights,
-  channels: number,
-  padding: number | { top: number; bottom: number; left: number; right: number },
-): Conv {
-  const convolve = conv(w.at("conv"), channels, channels, 3, { stride: 2, padding });
+export function downsample(w: Weights, channels: number): Layer {
+  const convolve = conv(w.at("conv"), channels, channels, 3, { stride: 2, padding: 1 });
   return w.module((x: Tensor) => convolve(x));
 }
 
@@ -110,7 +105,7 @@ export function downBlock(
     const at = w.at(`attentions.${i}`);
     transformers.push(transformer2d(at, outputs, textWidth, heads, groups));
   }
-  const down = last ? null : downsample(w.at("downsamplers.0"), outputs, 1);
+  const down = last ? null : downsample(w.at("downsamplers.0"), outputs);
   return {
     transformers,
     forward(x, { temb, text, frames }) {

@@ -2,6 +2,9 @@
  * The autoencoder of Stable Diffusion 1.x: `AutoencoderKL` of diffusers. Images `[B, 3, H, W]` in
  * [−1, 1] ↔ latents `[B, 4, H/8, W/8]`.
  *
+ * Where the picture is large, it is worked on in bands; the result is that of the whole picture,
+ * because group norm takes its statistics from all of it (`bands.ts`).
+ *
  * @module
  */
 
@@ -10,9 +13,17 @@ import { ShapeError } from "../core/errors.ts";
 import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { attention, cast, clamp, narrow } from "../kernels/mod.ts";
+import {
+  bandConv,
+  bandDownsample,
+  bandModule,
+  bandNorm,
+  type Bands,
+  bandUpsample,
+  joined,
+} from "./bands.ts";
 import type { VaeConfig } from "./config.ts";
 import { conv, type Layer, linear, norm } from "./layers.ts";
-import { downsample, type ResnetBlock, resnetBlock, upsample } from "./unet_blocks.ts";
 import {
   loadModel,
   type ModelOptions,
@@ -33,13 +44,27 @@ export interface LatentDistribution {
   readonly logvar: Tensor;
 }
 
+/** How the autoencoder computes. */
+export interface VaeOptions {
+  /** Type of activations; f32 also works with half-precision weights. Default: that of the weights. */
+  readonly dtype?: DType;
+  /**
+   * Bytes of a band of an activation at most: less takes less memory and a little more time.
+   * Default 32 MiB, a quarter of what every adapter binds.
+   */
+  readonly bandBytes?: number;
+}
+
+/** A {@link VaeOptions.bandBytes} that suits all adapters. */
+const BAND_BYTES = 2 ** 25;
+
 /** The autoencoder of Stable Diffusion 1.x. */
 export class AutoencoderKL {
   /** Its configuration. */
   readonly config: VaeConfig;
   readonly #weights: Weights;
-  readonly #encode: Layer;
-  readonly #decode: Layer;
+  readonly #encode: BandedLayer;
+  readonly #decode: BandedLayer;
 
   private constructor(weights: Weights, config: VaeConfig) {
     this.config = config;
@@ -76,7 +101,8 @@ export class AutoencoderKL {
    *
    * @param image `[B, 3, H, W]` in [−1, 1]; H and W multiples of {@link factor}.
    */
-  encode(image: Tensor): LatentDistribution {
+  encode(image: Tensor, options: VaeOptions = {}): LatentDistribution {
+    const { dtype = this.dtype, bandBytes = BAND_BYTES } = options;
     const [, channels, H, W] = image.shape;
     if (channels !== this.config.inChannels || H % this.factor || W % this.factor) {
       throw new ShapeError(
@@ -85,7 +111,7 @@ export class AutoencoderKL {
       );
     }
     return image.device.scope(() => {
-      const moments = cast(this.#encode(cast(image, this.dtype)), "f32");
+      const moments = cast(this.#encode(cast(image, dtype), bandBytes), "f32");
       const C = this.config.latentChannels;
       const logvar = clamp(narrow(moments, 1, C, C), -30, 20);
       return { moments, mean: narrow(moments, 1, 0, C), logvar };
@@ -96,17 +122,17 @@ export class AutoencoderKL {
    * Decodes latents that have been divided by the scaling factor.
    *
    * @param latents `[B, 4, h, w]`.
-   * @param dtype Type of activations; f32 also works with half-precision weights.
    * @returns `[B, 3, 8h, 8w]` in f32, about [−1, 1].
    */
-  decode(latents: Tensor, dtype: DType = this.dtype): Tensor {
+  decode(latents: Tensor, options: VaeOptions = {}): Tensor {
+    const { dtype = this.dtype, bandBytes = BAND_BYTES } = options;
     const C = this.config.latentChannels;
     if (latents.shape.length !== 4 || latents.shape[1] !== C) {
       throw new ShapeError(
         `VAE: latents must have shape [B, ${C}, h, w], got ${formatShape(latents.shape)}`,
       );
     }
-    return latents.device.scope(() => cast(this.#decode(cast(latents, dtype)), "f32"));
+    return latents.device.scope(() => cast(this.#decode(cast(latents, dtype), bandBytes), "f32"));
   }
 
   /** Shows the outputs of submodules, by diffusers' names, to `observer`. */
@@ -139,35 +165,35 @@ function renamed(source: WeightSource): WeightSource {
   return { name: source.name, tensors, close: () => source.close() };
 }
 
+/** From a whole tensor to a whole tensor, in bands of so many bytes where they are large. */
+type BandedLayer = (x: Tensor, bandBytes: number) => Tensor;
+
 /** `conv_in`, stages that halve the side, middle, `conv_out`, and the 1×1 `quant_conv`. */
-function encoder(root: Weights, config: VaeConfig): Layer {
+function encoder(root: Weights, config: VaeConfig): BandedLayer {
   const w = root.at("encoder");
   const { blockOutChannels: widths, normNumGroups: groups, latentChannels: C } = config;
   const top = widths.length - 1;
-  const convIn = conv(w.at("conv_in"), config.inChannels, widths[0], 3);
+  const convIn = bandConv(w.at("conv_in"), config.inChannels, widths[0]);
   const stages = widths.map((width, i) => {
     const at = w.at(`down_blocks.${i}`);
-    const resnets = resnetChain(
-      at,
-      widths[Math.max(0, i - 1)],
-      width,
-      config.layersPerBlock,
-      groups,
-    );
-    // The image grows by one row and one column at its far edges only.
-    const edges = { top: 0, left: 0, bottom: 1, right: 1 };
-    const down = i < top ? downsample(at.at("downsamplers.0"), width, edges) : null;
-    return at.module((x: Tensor) => down ? down(resnets(x)) : resnets(x));
+    const inputs = widths[Math.max(0, i - 1)];
+    const resnets = resnetChain(at, inputs, width, config.layersPerBlock, groups);
+    const down = i < top ? bandDownsample(at.at("downsamplers.0"), width) : null;
+    return bandModule(at, (x: Bands, most: number) => down ? down(resnets(x), most) : resnets(x));
   });
   const mid = midBlock(w.at("mid_block"), widths[top], groups);
   const normOut = norm(w.at("conv_norm_out"), widths[top], { groups, eps: EPS, silu: true });
   const convOut = conv(w.at("conv_out"), widths[top], 2 * C, 3);
   const quant = conv(root.at("quant_conv"), 2 * C, 2 * C, 1);
-  return (image) => quant(convOut(normOut(mid(chain(stages)(convIn(image))))));
+  return (image, most) => {
+    let h = convIn([image], { most, keep: true });
+    for (const stage of stages) h = stage(h, most);
+    return quant(convOut(normOut(mid(joined(h)))));
+  };
 }
 
 /** The 1×1 `post_quant_conv`, `conv_in`, middle, stages that double the side, `conv_out`. */
-function decoder(root: Weights, config: VaeConfig): Layer {
+function decoder(root: Weights, config: VaeConfig): BandedLayer {
   const w = root.at("decoder");
   const { normNumGroups: groups, latentChannels: C } = config;
   const widths = [...config.blockOutChannels].reverse();
@@ -177,52 +203,59 @@ function decoder(root: Weights, config: VaeConfig): Layer {
   const mid = midBlock(w.at("mid_block"), widths[0], groups);
   const stages = widths.map((width, i) => {
     const at = w.at(`up_blocks.${i}`);
-    const layers = config.layersPerBlock + 1;
-    const resnets = resnetChain(at, widths[Math.max(0, i - 1)], width, layers, groups);
-    const up = i < top ? upsample(at.at("upsamplers.0"), width) : null;
-    return at.module((x: Tensor) => up ? up(resnets(x)) : resnets(x));
+    const inputs = widths[Math.max(0, i - 1)];
+    const resnets = resnetChain(at, inputs, width, config.layersPerBlock + 1, groups);
+    const up = i < top ? bandUpsample(at.at("upsamplers.0"), width) : null;
+    return bandModule(at, (x: Bands, most: number) => up ? up(resnets(x), most) : resnets(x));
   });
-  const normOut = norm(w.at("conv_norm_out"), widths[top], { groups, eps: EPS, silu: true });
-  const convOut = conv(w.at("conv_out"), widths[top], config.outChannels, 3);
-  return (latents) => convOut(normOut(chain([convIn, mid, ...stages])(postQuant(latents))));
+  const normOut = bandNorm(w.at("conv_norm_out"), widths[top], { groups, eps: EPS });
+  const convOut = bandConv(w.at("conv_out"), widths[top], config.outChannels);
+  return (latents, most) => {
+    let h: Bands = [mid(convIn(postQuant(latents)))];
+    for (const stage of stages) h = stage(h, most);
+    return joined(convOut(h, { before: normOut(h) }));
+  };
 }
 
-/** Applies layers one after the other; what lies between them is freed on the way. */
-function chain(layers: readonly Layer[]): Layer {
-  return (x) =>
-    layers.reduce((h, layer) => {
-      const next = layer(h);
-      if (h !== x) h.dispose();
-      return next;
-    }, x);
-}
-
+/** ResNet blocks without time embedding, one after the other. */
 function resnetChain(
   w: Weights,
   channels: number,
   outputs: number,
   layers: number,
   groups: number,
-): Layer {
-  const settings = { groups, eps: EPS, timeWidth: null };
+): (x: Bands) => Bands {
   const resnets = Array.from(
     { length: layers },
-    (_, i): ResnetBlock =>
-      resnetBlock(w.at(`resnets.${i}`), i ? outputs : channels, outputs, settings),
+    (_, i) => resnetBlock(w.at(`resnets.${i}`), i ? outputs : channels, outputs, groups),
   );
-  return chain(resnets.map((resnet) => (x) => resnet(x, null)));
+  return (x) => resnets.reduce((h, resnet) => resnet(h), x);
+}
+
+/** `ResnetBlock2D` of diffusers without time embedding, on bands. */
+function resnetBlock(
+  w: Weights,
+  channels: number,
+  outputs: number,
+  groups: number,
+): (x: Bands) => Bands {
+  const norm1 = bandNorm(w.at("norm1"), channels, { groups, eps: EPS });
+  const conv1 = bandConv(w.at("conv1"), channels, outputs);
+  const norm2 = bandNorm(w.at("norm2"), outputs, { groups, eps: EPS });
+  const conv2 = bandConv(w.at("conv2"), outputs, outputs);
+  const shortcut = channels === outputs ? null : conv(w.at("conv_shortcut"), channels, outputs, 1);
+  return bandModule(w, (x: Bands) => {
+    const h = conv1(x, { before: norm1(x), keep: true });
+    return conv2(h, { before: norm2(h), residual: x, shortcut });
+  });
 }
 
 /** ResNet block, attention of one head over all pixels, ResNet block. */
 function midBlock(w: Weights, channels: number, groups: number): Layer {
-  const resnet0 = resnetChain(w, channels, channels, 1, groups);
+  const resnet0 = resnetBlock(w.at("resnets.0"), channels, channels, groups);
   const attend = pixelAttention(w.at("attentions.0"), channels, groups);
-  const resnet1 = resnetBlock(w.at("resnets.1"), channels, channels, {
-    groups,
-    eps: EPS,
-    timeWidth: null,
-  });
-  return w.module((x: Tensor) => resnet1(attend(resnet0(x)), null));
+  const resnet1 = resnetBlock(w.at("resnets.1"), channels, channels, groups);
+  return w.module((x: Tensor) => joined(resnet1([attend(joined(resnet0([x])))])));
 }
 
 function pixelAttention(w: Weights, channels: number, groups: number): Layer {

@@ -127,7 +127,7 @@ export async function decodeFrame(
         [1 / sd.vae.config.scalingFactor],
         [narrow(latents, 0, index, 1)],
       );
-      return sd.vae.decode(scaled, dtype);
+      return sd.vae.decode(scaled, { dtype });
     });
     try {
       return await image.data();
