@@ -6,7 +6,7 @@
  * @module
  */
 
-import { GpuError } from "./errors.ts";
+import { GpuError, MemoryError } from "./errors.ts";
 
 /** Bytes in use and held, as `device.memory()` reports them. */
 export interface MemoryUse {
@@ -62,7 +62,8 @@ export class BufferPool {
   /**
    * A buffer of at least `bytes`, with undefined content.
    *
-   * @throws {GpuError} if it exceeds the adapter's buffer limit or the memory budget.
+   * @throws {GpuError} if it exceeds the adapter's buffer limit.
+   * @throws {MemoryError} if it exceeds the memory budget.
    */
   acquire(bytes: number, what: string): GPUBuffer {
     const size = Math.min(sizeClass(bytes), Math.max(bytes, this.#limit));
@@ -80,7 +81,7 @@ export class BufferPool {
     }
     if (this.#live + this.#pooled + size > this.#budget) this.trim();
     if (this.#live + size > this.#budget) {
-      throw new GpuError(
+      throw new MemoryError(
         `${what} needs ${megabytes(size)}, but ${megabytes(this.#live)} of the budget of ` +
           `${megabytes(this.#budget)} are in use: use a smaller size, f16, or a larger budget`,
       );

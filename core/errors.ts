@@ -23,6 +23,9 @@ export class GpuError extends Error {
   override readonly name = "GpuError";
 }
 
+/** The memory budget of a device is used up: a smaller piece of work at a time may still fit. */
+export class MemoryError extends GpuError {}
+
 /** A setting, file or argument given by the user cannot be used. */
 export class InputError extends Error {
   /** Always `"InputError"`. */

@@ -55,7 +55,7 @@ test("bad usage is refused in one line with exit code 2, before anything is open
     [[PROMPT, "--step", "4"], /unknown option '--step' \(Did you mean --steps\?\)/],
     [[PROMPT, "--steps"], /'--steps <n>' argument missing/],
     ...["0", "-1", "NaN", "1.5", "x", "", "0x10", "1e3000"].flatMap((bad): [string[], RegExp][] =>
-      ["--frames", "--steps", "--width", "--height", "--group"].map((option) => [
+      ["--frames", "--steps", "--width", "--height", "--rows"].map((option) => [
         [PROMPT, option, bad, "-o", target],
         /must be a whole number of at least 1/,
       ])

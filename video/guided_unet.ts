@@ -4,13 +4,15 @@
  *
  * Each step goes over the frames in groups. The first frame comes first and leaves its keys and
  * values behind; the other frames attend to them (Text2Video-Zero, §3.3). What a group computes is
- * recorded once and replayed.
+ * recorded once and replayed. Where the device has a memory budget, groups shrink until they fit it:
+ * to fewer frames, then to one guidance row at a time.
  *
  * @module
  */
 
 import type { Arena } from "../core/arena.ts";
 import type { Device } from "../core/device.ts";
+import { MemoryError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, concat, linearCombination, narrow } from "../kernels/mod.ts";
@@ -23,9 +25,19 @@ export interface GuidedUNetOptions {
   readonly guidanceScale: number;
   /** Whether frames attend to the first frame, or each to itself. */
   readonly crossFrame: boolean;
-  /** Frames computed at once. */
-  readonly group: number;
+  /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
+  readonly rows?: number;
 }
+
+/** Guidance rows that are evaluated together, and what their attention layers look at. */
+interface Pass {
+  readonly rows: number;
+  readonly text: KeyValueCache;
+  readonly anchor: KeyValueCache;
+}
+
+/** Rows at once where nothing else limits them: enough to fill a GPU. */
+const MOST_ROWS = 8;
 
 /** Inputs and output of one recorded group. */
 interface Group {
@@ -38,17 +50,30 @@ interface Group {
 export class GuidedUNet implements Disposable {
   readonly #unet: UNet2DConditionModel;
   readonly #options: GuidedUNetOptions;
-  readonly #text: KeyValueCache;
-  readonly #anchor: KeyValueCache = new Map();
+  #passes: readonly Pass[];
+  /** Frames of a group. */
+  #frames: number;
   readonly #groups = new Map<string, Group>();
   readonly #arena: Arena;
 
-  /** `hiddenStates` `[rows, tokens, width]`: negative and positive prompt, or the prompt alone. */
-  constructor(unet: UNet2DConditionModel, hiddenStates: Tensor, options: GuidedUNetOptions) {
+  /**
+   * @param hiddenStates Negative and positive prompt, `[2, tokens, width]`, or the prompt alone.
+   * @param cells Height and width of the latents.
+   */
+  constructor(
+    unet: UNet2DConditionModel,
+    hiddenStates: Tensor,
+    cells: readonly [number, number],
+    options: GuidedUNetOptions,
+  ) {
     this.#unet = unet;
     this.#options = options;
-    this.#text = unet.encodeText(hiddenStates);
+    const guidance = hiddenStates.shape[0];
+    const rows = options.rows ?? rowsThatBind(unet, cells);
+    this.#frames = Math.max(1, Math.floor(rows / guidance));
     this.#arena = unet.device.arena();
+    this.#passes = [{ rows: guidance, text: unet.encodeText(hiddenStates), anchor: new Map() }];
+    if (rows < guidance) this.#separate();
   }
 
   /** Device that it runs on. */
@@ -73,13 +98,20 @@ export class GuidedUNet implements Disposable {
     const [frames, ...one] = x.shape;
     const output = device.empty([frames, ...this.#outputShape(one)]).keep();
     try {
-      const { crossFrame, group } = this.#options;
       for (let first = 0; first < frames;) {
         // The anchor is a group of its own, so that its keys and values are known to the others.
-        const count = crossFrame && first === 0 ? 1 : Math.min(group, frames - first);
+        const isAnchor = this.#options.crossFrame && first === 0;
+        const count = isAnchor ? 1 : Math.min(this.#frames, frames - first);
+        const group = this.#group([count, ...one], isAnchor);
+        if (!group) {
+          first = 0;
+          continue;
+        }
         device.scope(() => {
-          const part = this.#run(narrow(x, 0, first, count), timestep, first === 0 && crossFrame);
-          assign(output, part, first * output.size / frames);
+          assign(group.sample, narrow(x, 0, first, count));
+          device.write(group.timestep, [timestep]);
+          group.plan.run();
+          assign(output, group.plan.result, first * output.size / frames);
         });
         first += count;
         await afterGroup();
@@ -95,52 +127,101 @@ export class GuidedUNet implements Disposable {
     return [this.#unet.config.outChannels, h, w];
   }
 
-  #run(x: Tensor, timestep: number, isAnchor: boolean): Tensor {
-    const key = `${x.shape}${isAnchor ? " anchor" : ""}`;
-    let group = this.#groups.get(key);
-    if (!group) this.#groups.set(key, group = this.#record(x.shape, isAnchor));
-    assign(group.sample, x);
-    group.timestep.device.write(group.timestep, [timestep]);
-    group.plan.run();
-    return group.plan.result;
+  /** The group of that shape, or `null` if it does not fit: all groups are smaller then. */
+  #group(shape: readonly number[], isAnchor: boolean): Group | null {
+    const key = `${shape}${isAnchor ? " anchor" : ""}`;
+    const known = this.#groups.get(key);
+    if (known) return known;
+    try {
+      const group = this.#record(shape, isAnchor);
+      this.#groups.set(key, group);
+      return group;
+    } catch (error) {
+      if (!(error instanceof MemoryError) || !this.#shrink(shape[0])) throw error;
+      return null;
+    }
+  }
+
+  /** Makes groups smaller than one of so many frames; false if there is nothing to make smaller. */
+  #shrink(frames: number): boolean {
+    const whole = this.#passes.length === 1 && this.#passes[0].rows > 1;
+    if (this.#options.rows !== undefined || (frames === 1 && !whole)) return false;
+    this.#forget();
+    if (frames === 1) this.#separate();
+    this.#frames = Math.max(1, frames >> 1);
+    return true;
+  }
+
+  /** From now on guidance rows are evaluated one after the other. */
+  #separate(): void {
+    const [{ rows, text }] = this.#passes;
+    const part = (tensor: Tensor, row: number) =>
+      this.device.scope(() => narrow(tensor, 0, row, 1)).keep();
+    this.#passes = Array.from({ length: rows }, (_, row) => ({
+      rows: 1,
+      text: new Map([...text].map(([path, { key, value }]) => [
+        path,
+        { key: part(key, row), value: part(value, row) },
+      ])),
+      anchor: new Map(),
+    }));
+    disposeCache(text);
   }
 
   #record(shape: readonly number[], isAnchor: boolean): Group {
     const { device } = this.#unet;
     const { guidanceScale, crossFrame } = this.#options;
+    const frames = shape[0];
     const sample = device.empty(shape).keep();
     const timestep = device.empty([1]).keep();
-    const frames = shape[0];
-    const attention: FrameAttention = crossFrame
-      ? { mode: "first", frames, anchor: this.#anchor }
-      : { mode: "self", frames: 1 };
-    if (isAnchor) disposeCache(this.#anchor);
-    const plan = device.record(() => {
-      const unet = (x: Tensor) =>
-        this.#unet.forward(x, timestep, this.#text, { frames: attention });
-      if (!GuidedUNet.needsNegative(guidanceScale)) return unet(sample);
-      const both = unet(concat([sample, sample], 0));
-      const negative = narrow(both, 0, 0, frames);
-      const positive = narrow(both, 0, frames, frames);
-      return linearCombination([1 - guidanceScale, guidanceScale], [negative, positive]);
-    }, this.#arena);
-    return { sample, timestep, plan };
+    try {
+      const plan = device.record(() => {
+        const noise = this.#passes.flatMap(({ rows, text, anchor }) => {
+          if (isAnchor) disposeCache(anchor);
+          const attention: FrameAttention = crossFrame
+            ? { mode: "first", frames, anchor }
+            : { mode: "self", frames: 1 };
+          const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
+          const all = this.#unet.forward(input, timestep, text, { frames: attention });
+          return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
+        });
+        if (noise.length === 1) return noise[0];
+        return linearCombination([1 - guidanceScale, guidanceScale], noise);
+      }, this.#arena);
+      return { sample, timestep, plan };
+    } catch (error) {
+      sample.dispose();
+      timestep.dispose();
+      throw error;
+    }
   }
 
-  /** Frees plans, texts and anchor. */
-  dispose(): void {
+  #forget(): void {
     for (const { sample, timestep, plan } of this.#groups.values()) {
       plan.dispose();
       sample.dispose();
       timestep.dispose();
     }
     this.#groups.clear();
-    disposeCache(this.#anchor);
-    disposeCache(this.#text);
+    for (const { anchor } of this.#passes) disposeCache(anchor);
+  }
+
+  /** Frees plans, texts and anchor. */
+  dispose(): void {
+    this.#forget();
+    for (const { text } of this.#passes) disposeCache(text);
   }
 
   /** Same as {@link GuidedUNet.dispose}, for `using`. */
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Rows whose widest activation, the 8·C channels of GEGLU, stays within one binding. */
+function rowsThatBind(unet: UNet2DConditionModel, [h, w]: readonly [number, number]): number {
+  const bytes = unet.dtype === "f16" ? 2 : 4;
+  const perRow = 8 * unet.config.blockOutChannels[0] * h * w * bytes;
+  const { maxStorageBufferBindingSize } = unet.device.gpu.limits;
+  return Math.max(1, Math.min(MOST_ROWS, Math.floor(maxStorageBufferBindingSize / perRow)));
 }

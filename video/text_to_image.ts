@@ -41,7 +41,7 @@ export function textToImage(
   const { width, height, guidanceScale, seed, eta } = settled;
   const { device, factor, unet } = sd;
   const { signal } = options;
-  const shape = [1, unet.config.outChannels, height / factor, width / factor];
+  const shape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   if (options.latents && !sameShape(options.latents.shape, shape)) {
     throw new ShapeError(`latents must have shape [${shape}], got [${options.latents.shape}]`);
   }
@@ -50,7 +50,8 @@ export function textToImage(
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = encodePrompts(sd, settled, warnings);
-    const guided = new GuidedUNet(unet, text, { guidanceScale, crossFrame: false, group: 1 });
+    const [, , ...cells] = shape;
+    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame: false });
     text.dispose();
     try {
       const start = device.scope(() => {

@@ -31,7 +31,6 @@ import {
   type Sampler,
   schedulerFor,
   settle,
-  type Settled,
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
@@ -55,8 +54,11 @@ export interface TextToVideoOptions extends GenerationOptions {
   crossFrame?: boolean;
   /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
   motion?: boolean;
-  /** Frames computed at once: more take more memory. Default: up to 4, as many as can be bound. */
-  group?: number;
+  /**
+   * Rows of the UNet computed at once: more are faster on a large GPU and take more memory. With
+   * guidance a frame has two. Default: up to 8, as many as can be bound and fit the memory budget.
+   */
+  rows?: number;
   /**
    * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
    * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
@@ -122,14 +124,11 @@ export function textToVideo(
     x: checkNumber("motionFieldStrengthX", options.motionFieldStrengthX ?? defaults.motionX),
     y: checkNumber("motionFieldStrengthY", options.motionFieldStrengthY ?? defaults.motionY),
   };
-  const group = checkNumber(
-    "group",
-    options.group ?? groupThatFits(sd, settled),
-    { least: 1, whole: true },
-  );
+  const { rows } = options;
+  if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
   const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
   const { width, height, guidanceScale, eta, seed } = settled;
-  const latentShape = [1, unet.config.outChannels, height / factor, width / factor];
+  const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
   checkGiven("latents", options.latents, latentShape);
   checkGiven("noise", options.noise, [frameIds.length - 1, ...latentShape.slice(1)]);
@@ -141,7 +140,8 @@ export function textToVideo(
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = encodePrompts(sd, settled, warnings);
     options.onIntermediate?.("prompt_embeds", text);
-    const guided = new GuidedUNet(unet, text, { guidanceScale, crossFrame, group });
+    const [, , ...cells] = latentShape;
+    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame, rows });
     text.dispose();
     try {
       return yield* algorithm1(
@@ -299,16 +299,6 @@ function segments(timesteps: readonly number[], t0: number, t1: number): Segment
     t1ToT0: timesteps.slice(atT1, atT0),
     fromT1: timesteps.slice(atT1),
   };
-}
-
-/** Frames whose widest activation, the 8·C channels of GEGLU, stays within one binding. */
-function groupThatFits({ device, factor, unet }: StableDiffusion, settled: Settled): number {
-  const cells = (settled.width / factor) * (settled.height / factor);
-  const rows = GuidedUNet.needsNegative(settled.guidanceScale) ? 2 : 1;
-  const bytes = unet.dtype === "f16" ? 2 : 4;
-  const perFrame = rows * 8 * unet.config.blockOutChannels[0] * cells * bytes;
-  const most = Math.floor(device.gpu.limits.maxStorageBufferBindingSize / perFrame);
-  return Math.max(1, Math.min(4, most));
 }
 
 function framesFrom({ frames, frameIds }: TextToVideoOptions): readonly number[] {

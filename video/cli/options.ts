@@ -70,8 +70,8 @@ export interface GenerateFlags {
   t0?: number;
   /** Steps below T1. */
   t1?: number;
-  /** Frames computed at once. */
-  group?: number;
+  /** Rows of the UNet computed at once. */
+  rows?: number;
   /** Whether frames attend to the first one; absent in `image`. */
   crossFrame?: boolean;
   /** Whether frames are moved; absent in `image`. */
@@ -222,8 +222,8 @@ export function addVideoOptions(command: Command): Command {
       frameList,
     )
     .option(
-      "--group <n>",
-      "frames computed at once (default: up to 4, as many as the GPU can bind)",
+      "--rows <n>",
+      "UNet rows computed at once, two a frame with guidance (default: up to 8, as many as fit)",
       whole(1),
     )
     .option("--frames-dir <folder>", "also write every frame as a PNG file")

@@ -209,7 +209,7 @@ function libraryOptions(flags: GenerateFlags): TextToVideoOptions {
     motionFieldStrengthY: flags.motionY,
     t0: flags.t0,
     t1: flags.t1,
-    group: flags.group,
+    rows: flags.rows,
     // The parser says true where nobody said no.
     crossFrame: flags.crossFrame === false ? false : undefined,
     motion: flags.motion === false ? false : undefined,

@@ -1,0 +1,99 @@
+/**
+ * Small memory: what is done to stay within a budget, and that it does not change the picture.
+ */
+
+import assert from "node:assert/strict";
+import { after, describe, it } from "node:test";
+import { type Device, openDevice } from "../core/device.ts";
+import { MemoryError } from "../core/errors.ts";
+import { StableDiffusion } from "../models/stable_diffusion.ts";
+import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
+
+const PROMPT = "a red heart in a green meadow";
+const QUICK = { steps: 4, t0: 1, t1: 2, frames: 4, seed: 5 } as const;
+const MiB = 2 ** 20;
+
+const opened: Device[] = [];
+after(async () => {
+  for (const device of opened) await device.close();
+});
+
+async function openTiny(memoryBudget?: number): Promise<StableDiffusion> {
+  const device = await openDevice({ memoryBudget, poolBytes: 0 });
+  opened.push(device);
+  return await StableDiffusion.load(undefined, { device });
+}
+
+async function latents(sd: StableDiffusion, options: TextToVideoOptions): Promise<Float32Array> {
+  const clip = textToVideo(sd, PROMPT, { ...QUICK, ...options });
+  try {
+    return await (await clip.latents()).data();
+  } finally {
+    clip.dispose();
+  }
+}
+
+function largest(a: Float32Array, b: Float32Array): number {
+  return a.reduce((most, v, i) => Math.max(most, Math.abs(v - b[i])), 0);
+}
+
+describe("a memory budget", () => {
+  it("makes groups smaller until they fit, with the same result", async () => {
+    const free = await openTiny();
+    const loaded = free.device.memory().live;
+    const want = await latents(free, {});
+    const wide = free.device.memory().peak;
+    free.device.resetPeak();
+    await latents(free, { rows: 1 });
+    const narrow = free.device.memory().peak;
+    assert.ok(narrow < wide, `rows 1: ${narrow} bytes, default: ${wide}`);
+    for (const budget of [Math.ceil(narrow * 1.02), Math.ceil((narrow + wide) / 2)]) {
+      const tight = await openTiny(budget);
+      const got = await latents(tight, {});
+      const { peak, live } = tight.device.memory();
+      assert.ok(peak <= budget, `${peak} of ${budget} bytes`);
+      assert.equal(live, loaded);
+      assert.ok(largest(got, want) < 1e-3, `${largest(got, want)}`);
+    }
+  });
+
+  it("that no group fits is an error, and leaves nothing behind", async () => {
+    const free = await openTiny();
+    const { live } = free.device.memory();
+    const tight = await openTiny(live + MiB);
+    await assert.rejects(latents(tight, {}), MemoryError);
+    assert.equal(tight.device.memory().live, live);
+    await assert.rejects(latents(tight, { rows: 2 }), MemoryError);
+    assert.equal(tight.device.memory().live, live);
+  });
+});
+
+describe("the autoencoder in bands", () => {
+  const [h, w] = [24, 40];
+  const wave = (size: number) => Float32Array.from({ length: size }, (_, i) => Math.sin(i * i));
+
+  it("gives the whole picture, in less memory", async () => {
+    const { device, vae } = await openTiny();
+    const latents = device.tensor(wave(4 * h * w), [1, 4, h, w]);
+    const image = device.tensor(wave(3 * 64 * h * w), [1, 3, 8 * h, 8 * w]);
+    const peakOf = async (bandBytes: number) => {
+      device.resetPeak();
+      const decoded = vae.decode(latents, { bandBytes });
+      const moments = device.scope(() => vae.encode(image, { bandBytes }).moments);
+      const values = [await decoded.data(), await moments.data()];
+      decoded.dispose();
+      moments.dispose();
+      return { peak: device.memory().peak, values };
+    };
+    const whole = await peakOf(Infinity);
+    const live = device.memory().live;
+    for (const rows of [64, 24, 8]) {
+      const bands = await peakOf(rows * 8 * w * 4 * vae.config.blockOutChannels[0]);
+      bands.values.forEach((values, i) => {
+        assert.ok(largest(values, whole.values[i]) < 1e-4, `${largest(values, whole.values[i])}`);
+      });
+      assert.ok(bands.peak < whole.peak, `${bands.peak} of ${whole.peak} bytes`);
+      assert.equal(device.memory().live, live);
+    }
+  });
+});
