@@ -5,7 +5,7 @@
  * @module
  */
 
-import { ShapeError } from "../core/errors.ts";
+import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { linearCombination, narrow } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
@@ -109,6 +109,19 @@ export function makeClip(parts: ClipParts): Clip {
   };
 }
 
+/** Bytes of a band of the autoencoder, from the usual to the least. */
+const BANDS = [2 ** 25, 2 ** 23, 2 ** 21];
+
+/** Calls `decode` with smaller bands until they fit the memory budget. */
+function inBands(decode: (bandBytes: number) => Tensor, sizes = BANDS): Tensor {
+  try {
+    return decode(sizes[0]);
+  } catch (error) {
+    if (!(error instanceof MemoryError) || sizes.length === 1) throw error;
+    return inBands(decode, sizes.slice(1));
+  }
+}
+
 /**
  * Decodes one frame. If half precision overflows, the frame is decoded again in f32.
  *
@@ -127,7 +140,7 @@ export async function decodeFrame(
         [1 / sd.vae.config.scalingFactor],
         [narrow(latents, 0, index, 1)],
       );
-      return sd.vae.decode(scaled, { dtype });
+      return inBands((bandBytes) => sd.vae.decode(scaled, { dtype, bandBytes }));
     });
     try {
       return await image.data();

@@ -4,13 +4,8 @@
  * @module
  */
 
-import { f16ArrayToF32 } from "../../core/dtype.ts";
-import { WeightError } from "../../core/errors.ts";
-import type { SafetensorsFile } from "../../core/safetensors.ts";
-import type { TensorInfo } from "../../core/safetensors_header.ts";
-import { sizeOf } from "../../core/shape.ts";
-import { merged } from "../../models/checkpoint.ts";
 import type { UNetConfig } from "../../models/config.ts";
+import { generatedWeights } from "../../models/generated_weights.ts";
 import { unetStateDict } from "../../models/state_dict.ts";
 import type { WeightSource } from "../../models/weights.ts";
 import { fillF16 } from "../recipe.ts";
@@ -20,32 +15,9 @@ import { fillF16 } from "../recipe.ts";
  * at a time. `name` is what messages call them.
  */
 export function randomUNet(config: UNetConfig, name: string): WeightSource {
-  const tensors = new Map<string, TensorInfo>();
-  let begin = 0;
-  for (const [key, shape] of unetStateDict(config)) {
-    const end = begin + 2 * sizeOf(shape);
-    tensors.set(key, { dtype: "F16", shape, begin, end });
-    begin = end;
-  }
-  const bits = (key: string, from: number, count: number) => {
-    const info = tensors.get(key);
-    if (!info) return Promise.reject(new WeightError(`${name}: there is no tensor ${key}`));
-    const values = new Uint16Array(count);
-    fillF16(values, "unet", key, info.shape, from);
-    return Promise.resolve(values);
-  };
-  const all = (key: string) => bits(key, 0, sizeOf(tensors.get(key)?.shape ?? []));
-  const file: SafetensorsFile = {
+  return generatedWeights(
     name,
-    metadata: {},
-    tensors,
-    read: async (key) => new Uint8Array((await all(key)).buffer),
-    readPart: async (key, offset, length) =>
-      new Uint8Array((await bits(key, offset / 2, length / 2)).buffer),
-    readF32: async (key) => f16ArrayToF32(await all(key)),
-    readInts: (key) =>
-      Promise.reject(new WeightError(`${name}: ${key} holds floating-point numbers; use readF32`)),
-    close: () => Promise.resolve(),
-  };
-  return merged([file], name);
+    unetStateDict(config),
+    (values, key, shape, from) => fillF16(values, "unet", key, shape, from),
+  );
 }

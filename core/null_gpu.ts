@@ -1,0 +1,66 @@
+/**
+ * A GPU that computes nothing: all work on it passes through the same operations, pools and plans,
+ * so that memory can be accounted for in advance, and for settings that no GPU at hand could run.
+ *
+ * @module
+ */
+
+import { Device, type DeviceInfo, type DeviceOptions } from "./device.ts";
+
+/** What a device without a GPU pretends to be: an open device, or parts of one. */
+export interface Likeness {
+  /** Limits and features. */
+  readonly gpu: Pick<GPUDevice, "limits" | "features">;
+  /** What kernels choose their forms by. */
+  readonly info: DeviceInfo;
+}
+
+/** A device like another, whose tensors read as zeros. */
+export function openNullDevice(like: Likeness, options: DeviceOptions = {}): Device {
+  return new Device(nullGpu(like.gpu), like.info, options);
+}
+
+function nullGpu({ limits, features }: Likeness["gpu"]): GPUDevice {
+  const nothing = () => {};
+  const object = () => ({});
+  const pass = {
+    setPipeline: nothing,
+    setBindGroup: nothing,
+    dispatchWorkgroups: nothing,
+    end: nothing,
+  };
+  const encoder = {
+    beginComputePass: () => pass,
+    copyBufferToBuffer: nothing,
+    finish: object,
+  };
+  const gpu = {
+    limits,
+    features,
+    lost: new Promise<GPUDeviceLostInfo>(nothing),
+    queue: {
+      writeBuffer: nothing,
+      submit: nothing,
+      onSubmittedWorkDone: () => Promise.resolve(),
+    },
+    createBuffer: ({ size }: GPUBufferDescriptor) => ({
+      size,
+      destroy: nothing,
+      mapAsync: () => Promise.resolve(),
+      getMappedRange: () => new ArrayBuffer(size),
+      unmap: nothing,
+    }),
+    createBindGroupLayout: object,
+    createPipelineLayout: object,
+    createBindGroup: object,
+    createShaderModule: object,
+    createComputePipeline: object,
+    createCommandEncoder: () => encoder,
+    pushErrorScope: nothing,
+    popErrorScope: () => Promise.resolve(null),
+    addEventListener: nothing,
+    destroy: nothing,
+  };
+  // The rest of WebGPU's interface is never called by a device.
+  return gpu as unknown as GPUDevice;
+}
