@@ -6,9 +6,17 @@
 
 import { type Allocator, Arena } from "./arena.ts";
 import { BufferPool, type MemoryUse } from "./buffer_pool.ts";
-import { bytesPerElement, type DType, f32ArrayToF16, type HostArray } from "./dtype.ts";
+import {
+  bytesPerElement,
+  type DType,
+  dtypeOf,
+  HOST_ARRAYS,
+  type HostArray,
+  hostArray,
+} from "./dtype.ts";
 import { GpuError, ShapeError } from "./errors.ts";
 import type { Dispatch, TapeEntry } from "./kernel.ts";
+import { napUntil } from "./nap.ts";
 import { Plan } from "./plan.ts";
 import { type OpCost, Profiler, type ProfileRow } from "./profiler.ts";
 import { BATCH, CommandQueue } from "./queue.ts";
@@ -263,7 +271,7 @@ export class Device implements Disposable {
       this.check();
       const copy = staging.getMappedRange().slice(0, tensor.bytes);
       staging.unmap();
-      return new ARRAYS[tensor.dtype](copy);
+      return new HOST_ARRAYS[tensor.dtype](copy);
     } finally {
       staging.destroy();
     }
@@ -277,6 +285,8 @@ export class Device implements Disposable {
   async sync(): Promise<void> {
     this.check();
     this.#queue.flush();
+    // Writes alone are work too, but begin only with a submission.
+    this.gpu.queue.submit([]);
     this.#syncs++;
     await this.#orLost(this.gpu.queue.onSubmittedWorkDone());
     await this.#queue.settle();
@@ -418,43 +428,4 @@ export class Device implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
-}
-
-/** Longest nap, in milliseconds: what a wait may take too long. */
-const NAP = 2;
-
-/**
- * Waits for a promise of Dawn. Dawn asks the GPU again and again while a promise is pending, which
- * keeps a core busy that a software adapter computes on; so the thread sleeps between two questions.
- */
-async function napUntil<T>(promise: Promise<T>): Promise<T> {
-  const cell = new Int32Array(new SharedArrayBuffer(4));
-  let pending = true;
-  let nap = 0.05;
-  const sleep = () => {
-    if (!pending) return;
-    Atomics.wait(cell, 0, 0, nap);
-    nap = Math.min(NAP, 1.2 * nap);
-    setTimeout(sleep);
-  };
-  setTimeout(sleep);
-  try {
-    return await promise;
-  } finally {
-    pending = false;
-  }
-}
-
-const ARRAYS = { f32: Float32Array, f16: Uint16Array, i32: Int32Array, u32: Uint32Array };
-
-function dtypeOf(data: HostArray | readonly number[]): DType {
-  if (data instanceof Uint16Array) return "f16";
-  if (data instanceof Int32Array) return "i32";
-  return data instanceof Uint32Array ? "u32" : "f32";
-}
-
-function hostArray(data: HostArray | readonly number[], dtype: DType): HostArray {
-  if (data instanceof ARRAYS[dtype]) return data;
-  if (dtype === "f16") return f32ArrayToF16(data);
-  return ARRAYS[dtype].from(data);
 }

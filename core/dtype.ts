@@ -155,3 +155,25 @@ export function allFinite(values: Float32Array | Uint16Array): boolean {
   if (half && values.length % 2) seen |= (values[values.length - 1] & 0x7c00) + 0x0400;
   return (seen & carry) === 0;
 }
+
+/** The array that holds elements of a type on the host. */
+export const HOST_ARRAYS = {
+  f32: Float32Array,
+  f16: Uint16Array,
+  i32: Int32Array,
+  u32: Uint32Array,
+};
+
+/** The type that an array stands for where none is named. */
+export function dtypeOf(data: HostArray | readonly number[]): DType {
+  if (data instanceof Uint16Array) return "f16";
+  if (data instanceof Int32Array) return "i32";
+  return data instanceof Uint32Array ? "u32" : "f32";
+}
+
+/** The elements as an array of a type: the array itself if it is one. */
+export function hostArray(data: HostArray | readonly number[], dtype: DType): HostArray {
+  if (data instanceof HOST_ARRAYS[dtype]) return data;
+  if (dtype === "f16") return f32ArrayToF16(data);
+  return HOST_ARRAYS[dtype].from(data);
+}

@@ -45,9 +45,10 @@ export class Plan<Result> implements Disposable {
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
     gpu.queue.writeBuffer(this.#uniforms, 0, bytes);
+    const bindGroups = new Map<string, GPUBindGroup>();
     this.#steps = commands.map((command, i) => ({
       command,
-      bindGroup: queue.makeBindGroup(command, this.#uniforms),
+      bindGroup: queue.bindGroup(command, this.#uniforms, bindGroups),
       offsets: dynamicOffsets(command, i * UNIFORM_BYTES),
     }));
     // Storages without a holder are intermediate: their buffers stay in the arena.

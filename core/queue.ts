@@ -177,22 +177,19 @@ export class CommandQueue {
     return made;
   }
 
-  #bindGroup(command: Command, uniforms: GPUBuffer): GPUBindGroup {
+  /**
+   * The bind group of a command, made once in each set of `known` ones: commands that differ in the
+   * places of their windows and parameters only share it. A driver may take a page of memory for
+   * each, and a large model has tens of thousands of windows.
+   */
+  bindGroup(command: Command, uniforms: GPUBuffer, known: Map<string, GPUBindGroup>): GPUBindGroup {
     const { layout, bindings, hasParams } = command;
     let key = hasParams ? `${layout.key}|${this.#id(uniforms)}` : layout.key;
     for (const { buffer, offset, size } of bindings) {
       key += `|${this.#id(buffer)},${offset},${size}`;
     }
-    const found = this.#bindGroups.get(key);
+    const found = known.get(key);
     if (found) return found;
-    if (this.#bindGroups.size >= BIND_GROUPS) this.#bindGroups.clear();
-    const made = this.makeBindGroup(command, uniforms);
-    this.#bindGroups.set(key, made);
-    return made;
-  }
-
-  /** A bind group of a command that its caller keeps. */
-  makeBindGroup({ layout, bindings, hasParams }: Command, uniforms: GPUBuffer): GPUBindGroup {
     const entries: GPUBindGroupEntry[] = bindings.map((resource, binding) => ({
       binding,
       resource,
@@ -201,7 +198,9 @@ export class CommandQueue {
       const resource = { buffer: uniforms, offset: 0, size: UNIFORM_BYTES };
       entries.push({ binding: bindings.length, resource });
     }
-    return this.#gpu.createBindGroup({ layout: layout.bind, entries });
+    const made = this.#gpu.createBindGroup({ layout: layout.bind, entries });
+    known.set(key, made);
+    return made;
   }
 
   #id(buffer: GPUBuffer): number {
@@ -216,7 +215,9 @@ export class CommandQueue {
       packParams(command.params, new DataView(this.#uniformBytes.buffer, slot, UNIFORM_BYTES));
     }
     for (const { buffer } of command.bindings) this.#pendingBuffers.add(buffer);
-    this.run(command, this.#bindGroup(command, this.#uniforms), dynamicOffsets(command, slot));
+    if (this.#bindGroups.size >= BIND_GROUPS) this.#bindGroups.clear();
+    const bindGroup = this.bindGroup(command, this.#uniforms, this.#bindGroups);
+    this.run(command, bindGroup, dynamicOffsets(command, slot));
   }
 
   /** Encodes a command whose uniforms are in place; `offsets` as {@link dynamicOffsets} says. */
