@@ -7,7 +7,7 @@
 
 import { type Device, openDevice } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
-import { WeightError } from "../core/errors.ts";
+import { GpuError, WeightError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { AutoencoderKL } from "./vae.ts";
 import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
@@ -58,8 +58,6 @@ export class StableDiffusion {
   readonly device: Device;
   /** From text to token ids. */
   readonly tokenizer: ClipTokenizer;
-  /** From token ids to what the UNet is conditioned on. */
-  readonly textEncoder: ClipTextModel;
   /** The denoiser. */
   readonly unet: UNet2DConditionModel;
   /** Between latents and pictures. */
@@ -71,11 +69,20 @@ export class StableDiffusion {
   /** What names it again, as {@link LocatedModel} has it. */
   readonly source: string;
   readonly #ownsDevice: boolean;
+  #textEncoder: ClipTextModel;
+  #released = false;
+  /** Loads the text encoder once more. */
+  readonly #reload: (() => Promise<ClipTextModel>) | null;
 
-  private constructor(parts: StableDiffusionParts, ownsDevice: boolean) {
+  private constructor(
+    parts: StableDiffusionParts,
+    ownsDevice: boolean,
+    reload: (() => Promise<ClipTextModel>) | null,
+  ) {
     this.device = parts.device;
     this.tokenizer = parts.tokenizer;
-    this.textEncoder = parts.textEncoder;
+    this.#textEncoder = parts.textEncoder;
+    this.#reload = reload;
     this.unet = parts.unet;
     this.vae = parts.vae;
     this.schedulerConfig = parts.schedulerConfig;
@@ -86,7 +93,7 @@ export class StableDiffusion {
 
   /** Puts models together that have been loaded one by one; disposing of it frees them. */
   static of(parts: StableDiffusionParts): StableDiffusion {
-    return new StableDiffusion(parts, false);
+    return new StableDiffusion(parts, false, null);
   }
 
   /**
@@ -108,9 +115,11 @@ export class StableDiffusion {
     const { location, source } = model === BUILT_IN
       ? { location: BUILT_IN, source: BUILT_IN_NAME }
       : await locateModel(model, { ...options.hub, variant });
-    const checkpoint = isSingleFile(location)
-      ? await openSingleFile(location, options)
-      : await openFolder(location, { ...options, variant });
+    const open = () =>
+      isSingleFile(location)
+        ? openSingleFile(location, options)
+        : openFolder(location, { ...options, variant });
+    const checkpoint = await open();
     try {
       checkTogether(checkpoint);
       const tokenizer = await ClipTokenizer.load(checkpoint.tokenizer);
@@ -119,9 +128,18 @@ export class StableDiffusion {
       try {
         const models = await loadParts(checkpoint, device, options);
         const { schedulerConfig, defaults } = checkpoint;
+        const reload = async () => {
+          const again = await open();
+          try {
+            return await loadTextEncoder(again, device, options);
+          } finally {
+            await again.close();
+          }
+        };
         return new StableDiffusion(
           { device, tokenizer, ...models, schedulerConfig, defaults, source },
           !options.device,
+          reload,
         );
       } catch (error) {
         if (!options.device) device.dispose();
@@ -142,13 +160,41 @@ export class StableDiffusion {
     return this.unet.config.sampleSize * this.factor;
   }
 
+  /** From token ids to what the UNet is conditioned on. */
+  get textEncoder(): ClipTextModel {
+    return this.#textEncoder;
+  }
+
+  /**
+   * Frees the text encoder, which is needed again for the next prompt only.
+   *
+   * @returns Whether anything was freed: not if it is freed already, or cannot be loaded again.
+   */
+  releaseTextEncoder(): boolean {
+    if (this.#released || !this.#reload) return false;
+    this.#textEncoder.dispose();
+    this.device.trim();
+    return this.#released = true;
+  }
+
+  /** Loads the text encoder again if it was released. */
+  async restoreTextEncoder(): Promise<void> {
+    if (!this.#released || !this.#reload) return;
+    this.#textEncoder = await this.#reload();
+    this.#released = false;
+  }
+
   /**
    * Encodes prompts.
    *
+   * @throws {GpuError} if the text encoder was released and not restored.
    * @returns `[prompts, 77, width]` in f32, and for each prompt the words that did not fit.
    */
   encodePrompt(prompts: readonly string[]): { hiddenStates: Tensor; cut: string[] } {
     const tokens = prompts.map((prompt) => this.tokenizer.tokenize(prompt));
+    if (this.#released) {
+      throw new GpuError("the text encoder was released: await restoreTextEncoder() first");
+    }
     const hiddenStates = this.device.scope(() =>
       this.textEncoder.forward(tokens.map(({ ids }) => ids)).lastHiddenState
     );
@@ -176,46 +222,66 @@ function checkVocabulary({ name, configs }: Checkpoint, tokenizer: ClipTokenizer
   );
 }
 
+async function loadPart<Model>(
+  checkpoint: Checkpoint,
+  part: Part,
+  device: Device,
+  { dtype = "f32", onPart, onProgress }: LoadOptions,
+  read: (source: WeightSource, options: ModelOptions) => Promise<Model>,
+): Promise<Model> {
+  onPart?.(part);
+  const source = await checkpoint.open(part);
+  try {
+    return await read(source, {
+      device,
+      dtype,
+      onProgress: (bytes, total) => onProgress?.(part, bytes, total),
+    });
+  } finally {
+    await source.close();
+  }
+}
+
+function loadTextEncoder(
+  checkpoint: Checkpoint,
+  device: Device,
+  options: LoadOptions,
+): Promise<ClipTextModel> {
+  return loadPart(
+    checkpoint,
+    "text_encoder",
+    device,
+    options,
+    (source, to) => ClipTextModel.load(source, checkpoint.configs.text_encoder, to),
+  );
+}
+
 async function loadParts(
   checkpoint: Checkpoint,
   device: Device,
-  { dtype = "f32", onPart, onProgress }: LoadOptions,
-): Promise<Pick<StableDiffusion, "textEncoder" | "unet" | "vae">> {
+  options: LoadOptions,
+): Promise<Pick<StableDiffusionParts, "textEncoder" | "unet" | "vae">> {
   const { configs } = checkpoint;
   const loaded: { dispose(): void }[] = [];
-  const load = async <Model extends { dispose(): void }>(
-    part: Part,
-    read: (source: WeightSource, options: ModelOptions) => Promise<Model>,
-  ): Promise<Model> => {
-    onPart?.(part);
-    const source = await checkpoint.open(part);
-    try {
-      const model = await read(source, {
-        device,
-        dtype,
-        onProgress: (bytes, total) => onProgress?.(part, bytes, total),
-      });
-      loaded.push(model);
-      return model;
-    } finally {
-      await source.close();
-    }
-  };
   try {
-    return {
-      textEncoder: await load(
-        "text_encoder",
-        (source, options) => ClipTextModel.load(source, configs.text_encoder, options),
-      ),
-      unet: await load(
-        "unet",
-        (source, options) => UNet2DConditionModel.load(source, configs.unet, options),
-      ),
-      vae: await load(
-        "vae",
-        (source, options) => AutoencoderKL.load(source, configs.vae, options),
-      ),
-    };
+    const textEncoder = await loadTextEncoder(checkpoint, device, options);
+    loaded.push(textEncoder);
+    const unet = await loadPart(
+      checkpoint,
+      "unet",
+      device,
+      options,
+      (source, to) => UNet2DConditionModel.load(source, configs.unet, to),
+    );
+    loaded.push(unet);
+    const vae = await loadPart(
+      checkpoint,
+      "vae",
+      device,
+      options,
+      (source, to) => AutoencoderKL.load(source, configs.vae, to),
+    );
+    return { textEncoder, unet, vae };
   } catch (error) {
     for (const model of loaded) model.dispose();
     throw error;

@@ -7,6 +7,7 @@ import { after, describe, it } from "node:test";
 import { type Device, openDevice } from "../core/device.ts";
 import { MemoryError } from "../core/errors.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
+import { memoryNeeded, outlineOf } from "../video/memory.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
 
 const PROMPT = "a red heart in a green meadow";
@@ -50,10 +51,42 @@ describe("a memory budget", () => {
     for (const budget of [Math.ceil(narrow * 1.02), Math.ceil((narrow + wide) / 2)]) {
       const tight = await openTiny(budget);
       const got = await latents(tight, {});
-      const { peak, live } = tight.device.memory();
+      const { peak } = tight.device.memory();
       assert.ok(peak <= budget, `${peak} of ${budget} bytes`);
-      assert.equal(live, loaded);
+      await tight.restoreTextEncoder();
+      assert.equal(tight.device.memory().live, loaded);
       assert.ok(largest(got, want) < 1e-3, `${largest(got, want)}`);
+    }
+  });
+
+  it("releases the text encoder when memory is short, and loads it for the next prompt", async () => {
+    const free = await openTiny();
+    const { device } = free;
+    const want = await latents(free, { rows: 1 });
+    const { peak, live } = device.memory();
+    assert.equal(free.releaseTextEncoder(), true);
+    const encoder = live - device.memory().live;
+    assert.equal(free.releaseTextEncoder(), false);
+    assert.throws(() => free.encodePrompt(["a heart"]), /restoreTextEncoder/);
+    const tight = await openTiny(peak - Math.floor(encoder / 2));
+    for (const _ of [1, 2]) {
+      const got = await latents(tight, {});
+      assert.ok(largest(got, want) < 1e-3, `${largest(got, want)}`);
+      assert.equal(tight.device.memory().live, live - encoder);
+    }
+  });
+
+  it("is found in advance, to the byte", async () => {
+    const like = await openTiny();
+    const outline = outlineOf(like);
+    for (const options of [{ rows: 1 }, { rows: 8 }, { rows: 2, frames: 6, width: 192 }]) {
+      const make = (sd: StableDiffusion) => textToVideo(sd, PROMPT, { ...QUICK, ...options });
+      const needed = await memoryNeeded(outline, like.device, make);
+      const real = await openTiny(needed);
+      const clip = make(real);
+      for await (const _ of clip) break;
+      clip.dispose();
+      assert.equal(real.device.memory().peak, needed);
     }
   });
 

@@ -5,6 +5,7 @@
  * @module
  */
 
+import type { DType } from "../core/dtype.ts";
 import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { linearCombination, narrow } from "../kernels/mod.ts";
@@ -112,13 +113,20 @@ export function makeClip(parts: ClipParts): Clip {
 /** Bytes of a band of the autoencoder, from the usual to the least. */
 const BANDS = [2 ** 25, 2 ** 23, 2 ** 21];
 
-/** Calls `decode` with smaller bands until they fit the memory budget. */
-function inBands(decode: (bandBytes: number) => Tensor, sizes = BANDS): Tensor {
+/** Frees what can be spared, then makes bands smaller, until decoding fits the memory budget. */
+function decodeFitting(
+  sd: StableDiffusion,
+  latents: Tensor,
+  dtype: DType,
+  sizes: readonly number[] = BANDS,
+): Tensor {
   try {
-    return decode(sizes[0]);
+    return sd.vae.decode(latents, { dtype, bandBytes: sizes[0] });
   } catch (error) {
-    if (!(error instanceof MemoryError) || sizes.length === 1) throw error;
-    return inBands(decode, sizes.slice(1));
+    if (!(error instanceof MemoryError)) throw error;
+    if (sd.releaseTextEncoder()) return decodeFitting(sd, latents, dtype, sizes);
+    if (sizes.length === 1) throw error;
+    return decodeFitting(sd, latents, dtype, sizes.slice(1));
   }
 }
 
@@ -140,7 +148,7 @@ export async function decodeFrame(
         [1 / sd.vae.config.scalingFactor],
         [narrow(latents, 0, index, 1)],
       );
-      return inBands((bandBytes) => sd.vae.decode(scaled, { dtype, bandBytes }));
+      return decodeFitting(sd, scaled, dtype);
     });
     try {
       return await image.data();

@@ -118,12 +118,13 @@ export function schedulerFor(sd: StableDiffusion, { scheduler, steps }: Settled)
  *
  * @returns `[2, 77, width]` (negative, positive), or `[1, 77, width]` without guidance.
  */
-export function encodePrompts(
+export async function encodePrompts(
   sd: StableDiffusion,
   { prompt, negativePrompt, guidanceScale }: Settled,
   warnings: string[],
-): Tensor {
+): Promise<Tensor> {
   const prompts = GuidedUNet.needsNegative(guidanceScale) ? [negativePrompt, prompt] : [prompt];
+  await sd.restoreTextEncoder();
   const { hiddenStates, cut } = sd.encodePrompt(prompts);
   cut.forEach((words, i) => {
     if (!words) return;

@@ -4,8 +4,8 @@
  *
  * Each step goes over the frames in groups. The first frame comes first and leaves its keys and
  * values behind; the other frames attend to them (Text2Video-Zero, §3.3). What a group computes is
- * recorded once and replayed. Where the device has a memory budget, groups shrink until they fit it:
- * to fewer frames, then to one guidance row at a time.
+ * recorded once and replayed. Where the device has a memory budget, what can be spared is freed, then
+ * groups shrink until they fit: to fewer frames, at last to one guidance row at a time.
  *
  * @module
  */
@@ -27,6 +27,8 @@ export interface GuidedUNetOptions {
   readonly crossFrame: boolean;
   /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
   readonly rows?: number;
+  /** Frees memory that this device can do without for now; tells whether it did. */
+  readonly relieve?: () => boolean;
 }
 
 /** Guidance rows that are evaluated together, and what their attention layers look at. */
@@ -127,7 +129,7 @@ export class GuidedUNet implements Disposable {
     return [this.#unet.config.outChannels, h, w];
   }
 
-  /** The group of that shape, or `null` if it does not fit: all groups are smaller then. */
+  /** The group of that shape, or `null` if it did not fit: more may fit now, or groups are smaller. */
   #group(shape: readonly number[], isAnchor: boolean): Group | null {
     const key = `${shape}${isAnchor ? " anchor" : ""}`;
     const known = this.#groups.get(key);
@@ -137,7 +139,8 @@ export class GuidedUNet implements Disposable {
       this.#groups.set(key, group);
       return group;
     } catch (error) {
-      if (!(error instanceof MemoryError) || !this.#shrink(shape[0])) throw error;
+      if (!(error instanceof MemoryError)) throw error;
+      if (!this.#options.relieve?.() && !this.#shrink(shape[0])) throw error;
       return null;
     }
   }

@@ -10,7 +10,7 @@ import type { DType } from "../core/dtype.ts";
 import { type Likeness, openNullDevice } from "../core/null_gpu.ts";
 import { ClipTextModel } from "../models/clip_text.ts";
 import { generatedWeights } from "../models/generated_weights.ts";
-import { type Part, type PartConfigs } from "../models/sd15.ts";
+import type { Part, PartConfigs } from "../models/sd15.ts";
 import { StableDiffusion, type StableDiffusionParts } from "../models/stable_diffusion.ts";
 import { stateDicts } from "../models/state_dict.ts";
 import { UNet2DConditionModel } from "../models/unet.ts";

@@ -49,9 +49,10 @@ export function textToImage(
   const warnings: string[] = [];
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
-    const text = encodePrompts(sd, settled, warnings);
+    const text = await encodePrompts(sd, settled, warnings);
     const [, , ...cells] = shape;
-    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame: false });
+    const relieve = () => sd.releaseTextEncoder();
+    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame: false, relieve });
     text.dispose();
     try {
       const start = device.scope(() => {

@@ -138,10 +138,11 @@ export function textToVideo(
   const warnings: string[] = [];
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
-    const text = encodePrompts(sd, settled, warnings);
+    const text = await encodePrompts(sd, settled, warnings);
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
-    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame, rows });
+    const relieve = () => sd.releaseTextEncoder();
+    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame, rows, relieve });
     text.dispose();
     try {
       return yield* algorithm1(
