@@ -9,7 +9,7 @@ export type { ByteSource } from "./byte_source.ts";
 export { Arena } from "./arena.ts";
 export { Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
 export type { DType, HostArray } from "./dtype.ts";
-export { GpuError, InputError, ShapeError, WeightError } from "./errors.ts";
+export { GpuError, InputError, MemoryError, ShapeError, WeightError } from "./errors.ts";
 export {
   type Binding,
   type Dispatch,
@@ -21,6 +21,7 @@ export {
   type TapeEntry,
   type TensorSpec,
 } from "./kernel.ts";
+export { type Likeness, openNullDevice } from "./null_gpu.ts";
 export { Plan } from "./plan.ts";
 export type { OpCost, ProfileRow } from "./profiler.ts";
 export { Generator, generatorForFrame, type GeneratorKind } from "./random.ts";

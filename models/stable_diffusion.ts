@@ -6,8 +6,10 @@
  */
 
 import { type Device, openDevice } from "../core/device.ts";
-import type { DType } from "../core/dtype.ts";
-import { GpuError, WeightError } from "../core/errors.ts";
+import { megabytes } from "../core/buffer_pool.ts";
+import { bytesPerElement, type DType } from "../core/dtype.ts";
+import { GpuError, MemoryError, WeightError } from "../core/errors.ts";
+import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { AutoencoderKL } from "./vae.ts";
 import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
@@ -17,6 +19,7 @@ import type { Json, ModelDefaults } from "./config.ts";
 import type { Part } from "./sd15.ts";
 import { locateModel } from "./hub/locate.ts";
 import { isSingleFile, openSingleFile, type SingleFileOptions } from "./single_file.ts";
+import { stateDicts } from "./state_dict.ts";
 import { UNet2DConditionModel } from "./unet.ts";
 import type { ModelOptions, WeightSource } from "./weights.ts";
 
@@ -284,6 +287,15 @@ async function loadParts(
     return { textEncoder, unet, vae };
   } catch (error) {
     for (const model of loaded) model.dispose();
-    throw error;
+    if (!(error instanceof MemoryError)) throw error;
+    const sizes = Object.values(stateDicts(configs)).flatMap((dict) => [...dict.values()]);
+    const values = sizes.reduce((sum, shape) => sum + sizeOf(shape), 0);
+    const { dtype = "f32" } = options;
+    const half = dtype === "f32" && device.info.f16 ? `, ${megabytes(2 * values)} in f16` : "";
+    throw new MemoryError(
+      `${checkpoint.name}: its weights take ${megabytes(values * bytesPerElement(dtype))} in ` +
+        `${dtype}${half}, besides what pictures take (${error.message})`,
+      { cause: error },
+    );
   }
 }

@@ -3,12 +3,16 @@
  */
 
 import assert from "node:assert/strict";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import { type Device, openDevice } from "../core/device.ts";
 import { MemoryError } from "../core/errors.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { memoryNeeded, outlineOf } from "../video/memory.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
+import { run } from "./cli_run.ts";
 
 const PROMPT = "a red heart in a green meadow";
 const QUICK = { steps: 4, t0: 1, t1: 2, frames: 4, seed: 5 } as const;
@@ -98,6 +102,30 @@ describe("a memory budget", () => {
     assert.equal(tight.device.memory().live, live);
     await assert.rejects(latents(tight, { rows: 2 }), MemoryError);
     assert.equal(tight.device.memory().live, live);
+  });
+});
+
+describe("--memory", () => {
+  it("too small names the budget that fits, and that one does", async () => {
+    const folder = await mkdtemp(join(tmpdir(), "framezero-memory-"));
+    const video = ["a red heart", "--steps", "2", "--frames", "2", "-o", join(folder, "a.png")];
+    try {
+      const short = await run([...video, "--memory", "22MB"]);
+      assert.equal(short.code, 1, short.stderr);
+      const [, fits] = /With --memory (\d+MB) it would fit/.exec(short.stderr) ?? [];
+      assert.ok(fits, short.stderr);
+      assert.deepEqual(await readdir(folder), []);
+      const enough = await run([...video, "--memory", fits]);
+      assert.equal(enough.code, 0, enough.stderr);
+      assert.match(enough.stderr, /of GPU memory at most, of [\d.]+ MB allowed/);
+      const none = await run([...video, "--memory", "10MB"]);
+      assert.match(none.stderr, /its weights take 15\.1 MiB in f32, 7\.6 MiB in f16/);
+      const wrong = await run([...video, "--memory", "six"]);
+      assert.equal(wrong.code, 2);
+      assert.match(wrong.stderr, /It must be a size, such as 6GB/);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 });
 

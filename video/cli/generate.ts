@@ -6,6 +6,7 @@
 
 import { type Device, type DeviceInfo, openDevice } from "../../core/device.ts";
 import type { DType } from "../../core/dtype.ts";
+import { MemoryError } from "../../core/errors.ts";
 import { loadTunedVariants } from "../../kernels/tuned_variants.ts";
 import { describeRuntime } from "../../core/runtime.ts";
 import { parseModelReference } from "../../models/hub.ts";
@@ -13,6 +14,7 @@ import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
 import { type Clip, type ClipStep, decodeFrame, toFrame } from "../clip.ts";
 import type { Frame } from "../frame.ts";
+import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
 import { textToImage } from "../text_to_image.ts";
 import { textToVideo } from "../text_to_video_zero.ts";
@@ -42,7 +44,8 @@ export async function generate(
   const say = (text: string) => {
     if (!flags.quiet) io.stderr(`${text}\n`);
   };
-  const device = await openDevice({ gpu: flags.gpu, experimental: flags.experimental });
+  const { gpu, experimental, memory: memoryBudget } = flags;
+  const device = await openDevice({ gpu, experimental, memoryBudget });
   try {
     await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
@@ -134,6 +137,18 @@ async function make(
   let outputs: WrittenVideo[];
   try {
     outputs = await writeVideos(work.frames, targets, { fps, settings, overwrite, signal });
+  } catch (error) {
+    if (!(error instanceof MemoryError)) throw error;
+    const least = await memoryNeeded(
+      outlineOf(sd),
+      sd.device,
+      (zeros) => toClip(zeros, prompt, { ...request.options, rows: 1 }),
+    );
+    throw new MemoryError(
+      `${error.message}. With --memory ${Math.ceil(least / 1e6)}MB` +
+        `${request.options.rows === undefined ? "" : " and without --rows"} it would fit`,
+      { cause: error },
+    );
   } finally {
     await work.idle();
     clip.dispose();
@@ -161,7 +176,8 @@ async function make(
     for (const { path, bytes } of outputs) io.stdout(`${path}  ${formatBytes(bytes)}\n`);
   }
   const peak = formatBytes(sd.device.memory().peak);
-  say(`done in ${formatDuration(seconds)}, ${peak} of GPU memory at most`);
+  const budget = flags.memory === undefined ? "" : `, of ${formatBytes(flags.memory)} allowed`;
+  say(`done in ${formatDuration(seconds)}, ${peak} of GPU memory at most${budget}`);
 }
 
 function describe({ frameIds, width, height, settings }: Clip): string {

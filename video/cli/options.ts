@@ -44,6 +44,8 @@ export interface GenerateFlags {
   gpu: GpuChoice;
   /** Use what is no standard yet. */
   experimental?: boolean;
+  /** Bytes that may be taken on the GPU. */
+  memory?: number;
   /** File that shows the unfinished result. */
   preview?: string;
   /** Replace files. */
@@ -124,6 +126,21 @@ export function whole(
   };
 }
 
+const UNITS: Readonly<Record<string, number>> = {
+  MB: 1e6,
+  GB: 1e9,
+  MiB: 2 ** 20,
+  GiB: 2 ** 30,
+};
+
+/** Bytes: `"6GB"`, `"512 MiB"`. */
+export function byteCount(text: string): number {
+  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*([MG]i?B)\s*$/.exec(text) ?? [];
+  const bytes = Math.floor(Number(amount) * UNITS[unit]);
+  if (bytes > 0 && bytes <= Number.MAX_SAFE_INTEGER) return bytes;
+  throw new InvalidArgumentError("It must be a size, such as 6GB or 512MiB.");
+}
+
 /** Frame numbers: `"0,4,8-11"` is 0, 4, 8, 9, 10, 11. */
 export function frameList(text: string): number[] {
   const MOST = 100_000;
@@ -187,6 +204,11 @@ function addSharedOptions(command: Command): Command {
       new Option("--gpu <kind>", "which WebGPU to use").choices(GPU_CHOICES).default("auto"),
     )
     .option("--experimental", EXPERIMENTAL)
+    .option(
+      "--memory <size>",
+      "GPU memory to stay within, such as 6GB (default: no limit); less is slower",
+      byteCount,
+    )
     .option("--preview <file>", "picture of the unfinished result, renewed every few steps")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
