@@ -110,7 +110,7 @@ describe("--memory", () => {
     const folder = await mkdtemp(join(tmpdir(), "framezero-memory-"));
     const video = ["a red heart", "--steps", "2", "--frames", "2", "-o", join(folder, "a.png")];
     try {
-      const short = await run([...video, "--memory", "22MB"]);
+      const short = await run([...video, "--memory", "24MB"]);
       assert.equal(short.code, 1, short.stderr);
       const [, fits] = /With --memory (\d+MB) it would fit/.exec(short.stderr) ?? [];
       assert.ok(fits, short.stderr);
