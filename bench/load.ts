@@ -1,16 +1,18 @@
 /**
  * How fast a checkpoint gets from the disk to the device, against plainly reading the same files,
- * and how much host memory that takes.
+ * and against plainly writing as many bytes to the device; and how much host memory that takes.
  *
  * ```sh
  * deno run -A bench/load.ts /tmp/fullsize --dtype f16
  * ```
  *
- * Both are measured in turns in one process; the first reading of each file is not counted, so that
- * all others find it in the system's cache. On a software adapter the device's buffers lie in the
- * process's own memory. They are told apart by what has been loaded: host memory at a moment is the
- * growth of the resident set since before loading, less the bytes of the tensors that have arrived
- * by then. What is resident after loading beyond all tensors is the driver's and the engine's.
+ * All are measured in turns in one process; the first reading of each file is not counted, so that
+ * all others find it in the system's cache. Loading is measured from its first part on: preparing
+ * the tokenizer, and giving the memory back, do not count. On a software adapter the device's
+ * buffers lie in the process's own memory. They are told apart by what has been loaded: host memory
+ * at a moment is the growth of the resident set since before loading, less the bytes of the tensors
+ * that have arrived by then. What is resident after loading beyond all tensors is the driver's and
+ * the engine's.
  *
  * @module
  */
@@ -22,6 +24,7 @@ import { openDevice } from "../core/device.ts";
 import type { Device } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
 import { InputError } from "../core/errors.ts";
+import type { Tensor } from "../core/tensor.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { type Command, command, count, floatType, path, writeResults } from "./command.ts";
 import { describeSetting, settingOf } from "./setting.ts";
@@ -86,14 +89,38 @@ async function readPlainly(files: readonly string[]): Promise<number> {
   return bytes;
 }
 
+/** Bytes of a buffer that is written, and of a single writing to it. */
+const [BUFFER_BYTES, WRITE_BYTES] = [64 * 2 ** 20, 2 ** 20];
+
+/** Writes so many bytes to fresh buffers of the device: loading does this too, and more. */
+async function writePlainly(device: Device, bytes: number): Promise<void> {
+  const values = new Float32Array(WRITE_BYTES / 4).fill(1);
+  const buffers: Tensor[] = [];
+  for (let done = 0; done < bytes; done += BUFFER_BYTES) {
+    const buffer = device.empty([BUFFER_BYTES / 4]).keep();
+    buffers.push(buffer);
+    const end = Math.min(BUFFER_BYTES, bytes - done);
+    device.scope(() => {
+      for (let at = 0; at < end; at += WRITE_BYTES) {
+        device.write(device.view(buffer, [values.length], at), values);
+      }
+    });
+    await device.sync();
+  }
+  for (const buffer of buffers) buffer.dispose();
+}
+
 async function seconds(body: () => Promise<unknown>): Promise<number> {
   const start = performance.now();
   await body();
   return (performance.now() - start) / 1000;
 }
 
-/** Bytes of host memory during and after one load. */
-interface HostMemory {
+/** One load; memory is that of the host, in bytes. */
+interface Load {
+  readonly seconds: number;
+  /** Bytes that arrived on the device. */
+  readonly arrived: number;
   /** Most at any moment, beyond the tensors that had arrived. */
   readonly peak: number;
   /** When everything had arrived, beyond all tensors. */
@@ -106,17 +133,21 @@ const SAMPLE_MS = 10;
 async function load(
   { model, dtype, tokenizer }: Settings,
   device: Device,
-): Promise<HostMemory> {
+): Promise<Load> {
   const before = process.memoryUsage().rss;
   let parts = 0;
   let current = 0;
   let peak = 0;
   let sampled = 0;
+  let start = 0;
   const host = () => process.memoryUsage().rss - before - parts - current;
   const sd = await StableDiffusion.load(model, {
     device,
     dtype,
     tokenizer,
+    onPart() {
+      start ||= performance.now();
+    },
     onProgress(_part, bytes, total) {
       current = bytes;
       if (bytes === total) {
@@ -129,10 +160,11 @@ async function load(
       peak = Math.max(peak, host());
     },
   });
+  const seconds = (performance.now() - start) / 1000;
   const after = host();
   sd.dispose();
   device.trim();
-  return { peak, after };
+  return { seconds, arrived: parts, peak, after };
 }
 
 const median = (values: readonly number[]) =>
@@ -147,30 +179,37 @@ async function measure(settings: Settings, device: Device): Promise<void> {
   const files = await filesOf(model);
   const bytes = await readPlainly(files);
   const reading: number[] = [];
-  const loading: number[] = [];
-  let memory: HostMemory | null = null;
+  const writing: number[] = [];
+  const loads: Load[] = [];
   for (let run = 0; run < runs; run++) {
     reading.push(await seconds(() => readPlainly(files)));
-    loading.push(
-      await seconds(async () => {
-        const found = await load(settings, device);
-        // Later loads find the memory that the first one left to the process.
-        memory ??= found;
-      }),
-    );
+    const found = await load(settings, device);
+    loads.push(found);
+    writing.push(await seconds(() => writePlainly(device, found.arrived)));
+    device.trim();
   }
-  const rate = (times: readonly number[]) => bytes / 1e9 / median(times);
-  const { peak, after } = memory!;
+  // Later loads find the memory that the first one left to the process.
+  const [{ arrived, peak, after }] = loads;
+  const loading = loads.map(({ seconds }) => seconds);
+  const line = (what: string, times: readonly number[], count: number) => {
+    const [time, rate] = [median(times), count / 1e9 / median(times)];
+    console.log(`${what.padEnd(15)}${time.toFixed(2)} s  ${rate.toFixed(2)} GB/s`);
+  };
+  const share = (times: readonly number[]) =>
+    `${(100 * median(times.map((time, run) => time / loading[run]))).toFixed(0)} %`;
   console.log(`${model}, ${dtype}: ${(bytes / 1e9).toFixed(2)} GB, median of ${runs}`);
-  console.log(`read plainly  ${median(reading).toFixed(2)} s  ${rate(reading).toFixed(2)} GB/s`);
-  console.log(`loaded        ${median(loading).toFixed(2)} s  ${rate(loading).toFixed(2)} GB/s`);
+  line("read plainly", reading, bytes);
+  line("wrote plainly", writing, arrived);
+  line("loaded", loading, bytes);
+  const both = reading.map((time, run) => time + writing[run]);
   console.log(
-    `share         ${(100 * rate(loading) / rate(reading)).toFixed(0)} % of plain reading`,
+    `share          ${share(reading)} of reading, ${share(both)} of reading, then writing`,
   );
   console.log(
-    `host memory   ${(peak / MiB).toFixed(0)} MiB at most, ${(after / MiB).toFixed(0)} MiB after`,
+    `host memory    ${(peak / MiB).toFixed(0)} MiB at most, ${(after / MiB).toFixed(0)} MiB after`,
   );
-  const result = { setting, model, dtype, bytes, reading, loading, hostMemory: { peak, after } };
+  const hostMemory = { peak, after };
+  const result = { setting, model, dtype, bytes, arrived, reading, writing, loading, hostMemory };
   await writeResults({ json }, result);
 }
 

@@ -13,8 +13,11 @@ export type ByteSource = {
   readonly name: string;
   /** Length in bytes. */
   readonly size: number;
-  /** The `length` bytes from `offset` on, in a fresh array; the range must lie inside. */
-  read(offset: number, length: number): Promise<Uint8Array>;
+  /**
+   * The `length` bytes from `offset` on; the range must lie inside. They come at the beginning of
+   * `out` where the source can do that, and otherwise, or without it, in a fresh array.
+   */
+  read(offset: number, length: number, out?: Uint8Array<ArrayBuffer>): Promise<Uint8Array>;
   /** Releases what the source holds open; later reads fail. */
   close(): Promise<void>;
 };
@@ -115,11 +118,11 @@ async function openFile(path: string | URL, name: string): Promise<ByteSource> {
   return {
     name,
     size: stat.size,
-    async read(offset, length) {
-      const out = allocate(name, length);
+    async read(offset, length, out) {
+      const bytes = place(name, length, out);
       for (let filled = 0; filled < length;) {
         const wanted = Math.min(length - filled, MAX_TRANSFER);
-        const { bytesRead } = await handle.read(out, filled, wanted, offset + filled).catch(
+        const { bytesRead } = await handle.read(bytes, filled, wanted, offset + filled).catch(
           (cause: unknown) => {
             throw new InputError(
               `${name}: reading at byte ${offset + filled} failed (${reasonOf(cause)}); ` +
@@ -136,7 +139,7 @@ async function openFile(path: string | URL, name: string): Promise<ByteSource> {
         }
         filled += bytesRead;
       }
-      return out;
+      return bytes;
     },
     close: () => handle.close(),
   };
@@ -150,7 +153,7 @@ async function openHttp(url: string): Promise<ByteSource> {
   return {
     name,
     size,
-    async read(offset, length) {
+    async read(offset, length, out) {
       if (length === 0) return new Uint8Array(0);
       const { response, total } = await requestRange(url, name, offset, length);
       if (total !== size) {
@@ -160,7 +163,7 @@ async function openHttp(url: string): Promise<ByteSource> {
             "open it again",
         );
       }
-      return await readBody(response, name, length);
+      return await readBody(response, name, place(name, length, out));
     },
     close: () => Promise.resolve(),
   };
@@ -214,9 +217,9 @@ async function requestRange(
   );
 }
 
-/** Reads a body that must have exactly `length` bytes, and never holds more than that. */
-async function readBody(response: Response, name: string, length: number): Promise<Uint8Array> {
-  const out = allocate(name, length);
+/** Reads a body that must fill `out` exactly, and never holds more than that. */
+async function readBody(response: Response, name: string, out: Uint8Array): Promise<Uint8Array> {
+  const { length } = out;
   let filled = 0;
   const reader = response.body?.getReader();
   try {
@@ -244,7 +247,8 @@ async function readBody(response: Response, name: string, length: number): Promi
   return out;
 }
 
-function allocate(name: string, length: number): Uint8Array {
+function place(name: string, length: number, out?: Uint8Array): Uint8Array {
+  if (out) return out.subarray(0, length);
   try {
     return new Uint8Array(length);
   } catch (cause) {

@@ -41,12 +41,18 @@ export type SafetensorsFile = {
    */
   read(name: string): Promise<Uint8Array>;
   /**
-   * `length` raw bytes of a tensor from its byte `offset` on, alone in a fresh buffer: for tensors
-   * that are worked through in pieces.
+   * `length` raw bytes of a tensor from its byte `offset` on: for tensors that are worked through
+   * in pieces. They come at the beginning of `out` where the source can do that, and otherwise, or
+   * without it, alone in a fresh buffer.
    *
    * @throws {WeightError} if there is no such tensor, or it does not have these bytes.
    */
-  readPart(name: string, offset: number, length: number): Promise<Uint8Array>;
+  readPart(
+    name: string,
+    offset: number,
+    length: number,
+    out?: Uint8Array<ArrayBuffer>,
+  ): Promise<Uint8Array>;
   /**
    * A floating-point tensor's values as f32; f64 is rounded.
    *
@@ -145,7 +151,7 @@ function fileOf(
     metadata,
     tensors,
     read: async (name) => await read(name),
-    async readPart(name, offset, length) {
+    async readPart(name, offset, length, out) {
       const { begin, end } = find(name);
       if (offset < 0 || length < 0 || offset + length > end - begin) {
         throw new WeightError(
@@ -153,7 +159,7 @@ function fileOf(
             `byte ${offset} on were asked for; ask for a part of it`,
         );
       }
-      return await readAlone(source, begin + offset, length);
+      return await readAlone(source, begin + offset, length, out);
     },
     async readF32(name) {
       const { dtype } = find(name);
@@ -189,16 +195,22 @@ function fileOf(
   };
 }
 
-/** Bytes in a buffer of their own, whatever kind of view a source returns. */
-async function readAlone(source: ByteSource, offset: number, length: number): Promise<Uint8Array> {
-  const bytes = await source.read(offset, length);
+/** Bytes in `out` or in a buffer of their own, whatever kind of view a source returns. */
+async function readAlone(
+  source: ByteSource,
+  offset: number,
+  length: number,
+  out?: Uint8Array<ArrayBuffer>,
+): Promise<Uint8Array> {
+  const bytes = await source.read(offset, length, out);
   if (bytes.byteLength !== length) {
     throw new WeightError(
       `${source.name}: ${length} bytes at ${offset} are needed, the source gave ` +
         `${bytes.byteLength}; it is cut short, open it again`,
     );
   }
-  return bytes.buffer.byteLength === length ? bytes : new Uint8Array(bytes);
+  const kept = bytes.buffer === out?.buffer || bytes.buffer.byteLength === length;
+  return kept ? bytes : new Uint8Array(bytes);
 }
 
 async function readHeader(source: ByteSource): Promise<{ json: string; dataStart: number }> {

@@ -7,22 +7,13 @@
  */
 
 import type { Device } from "../core/device.ts";
-import {
-  allFinite,
-  bf16ArrayToF32,
-  bytesPerElement,
-  type DType,
-  e4m3ArrayToF32,
-  e5m2ArrayToF32,
-  f16ArrayToF32,
-  f32ArrayToF16,
-} from "../core/dtype.ts";
+import { bytesPerElement } from "../core/dtype.ts";
 import { WeightError } from "../core/errors.ts";
-import type { SafetensorsDType, SafetensorsFile, TensorInfo } from "../core/safetensors.ts";
+import type { SafetensorsFile } from "../core/safetensors.ts";
 import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { pack, PANEL } from "../kernels/panels.ts";
-import { packedSize, packRows } from "./host_panels.ts";
+import { Converter, type Floats, isConvertible, type Rows } from "./weight_converter.ts";
 
 /** A tensor on the device, and where its values lie. */
 export interface Filling {
@@ -36,41 +27,54 @@ export interface Filling {
   readonly key: string;
 }
 
-/** Bytes read at once: enough to hide the cost of a call, few enough to stay near the caches. */
-const PIECE_BYTES = 4 * 2 ** 20;
+/** Bytes read at once: enough to hide the cost of a call, few enough to stay in the caches. */
+const PIECE_BYTES = 2 ** 20;
 
-/** Bytes uploaded between two waits: uploads that nobody waits for pile up in host memory. */
-const WAVE_BYTES = 32 * 2 ** 20;
+/** Bytes uploaded between two submissions, which set the device to work while the host goes on. */
+const SUBMIT_BYTES = 8 * 2 ** 20;
 
-type Floats = Float32Array<ArrayBuffer> | Uint16Array<ArrayBuffer>;
+/**
+ * Bytes uploaded between two waits: uploads that nobody waits for pile up in host memory. Waits are
+ * few because some runtimes hold up their only thread in them.
+ */
+const WAVE_BYTES = 64 * 2 ** 20;
 
 /** Rows `[from, from + rows)` of a tensor of `[…, columns]`. */
-interface Piece {
+interface Piece extends Rows {
   readonly filling: Filling;
-  readonly info: TensorInfo;
   readonly from: number;
-  readonly rows: number;
-  readonly columns: number;
+  /** Bytes of a row in the file. */
+  readonly pitch: number;
+  /** Whether the tensor is filled after it. */
+  readonly last: boolean;
 }
 
-function* piecesOf(fillings: readonly Filling[]): Iterable<Piece> {
-  for (const filling of fillings) {
-    const { inputs, file, key } = filling;
-    const info = file.tensors.get(key) as TensorInfo;
-    const columns = inputs ?? 1;
-    const all = sizeOf(info.shape) / columns;
-    const bytes = (info.end - info.begin) / all;
-    // Whole panels; also every piece is then aligned for uploads and for 4-vectors.
-    const rows = Math.max(PANEL, Math.floor(PIECE_BYTES / bytes / PANEL) * PANEL);
-    for (let from = 0; from < all; from += rows) {
-      yield { filling, info, from, rows: Math.min(rows, all - from), columns };
-    }
+function piecesOf(filling: Filling): Piece[] {
+  const { inputs, file, key, tensor: { dtype: wanted } } = filling;
+  const { dtype: stored, shape, begin, end } = file.tensors.get(key)!;
+  if (!isConvertible(stored)) {
+    throw new WeightError(
+      `${file.name}: the tensor ${key} must hold floating-point numbers, it holds ${stored}; ` +
+        `the file belongs to another model, or is quantized in a way that is not supported`,
+    );
   }
+  const columns = inputs ?? 1;
+  const all = sizeOf(shape) / columns;
+  const pitch = (end - begin) / all;
+  // Whole panels; also every piece is then aligned for uploads and for 4-vectors.
+  const most = Math.max(PANEL, Math.floor(PIECE_BYTES / pitch / PANEL) * PANEL);
+  return Array.from({ length: Math.ceil(all / most) }, (_, i): Piece => {
+    const from = i * most;
+    const rows = Math.min(most, all - from);
+    return { filling, stored, wanted, from, rows, columns, pitch, last: from + rows === all };
+  });
 }
 
-function read({ filling: { file, key }, info, from, rows, columns }: Piece): Promise<Uint8Array> {
-  const element = (info.end - info.begin) / sizeOf(info.shape);
-  return file.readPart(key, from * columns * element, rows * columns * element);
+async function read(piece: Piece, slot: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
+  const { filling: { file, key }, from, pitch } = piece;
+  const bytes = await file.readPart(key, from * pitch, slot.length, slot);
+  if (bytes.buffer !== slot.buffer) slot.set(bytes);
+  return slot;
 }
 
 /**
@@ -91,44 +95,54 @@ export async function fill(
   const sorted = fillings.toSorted((a, b) =>
     files.indexOf(a.file) - files.indexOf(b.file) || place(a) - place(b)
   );
-  const converter = new Converter();
+  const pieces = sorted.flatMap(piecesOf);
+  const converter = await Converter.of(pieces);
   let wave: Promise<void> = Promise.resolve();
   let bytes = 0;
+  let submitted = 0;
   const upload = async (piece: Piece, raw: Uint8Array) => {
-    const { filling: { tensor }, info, from, rows, columns } = piece;
-    const values = converter.convert(piece, raw);
-    if (piece.filling.inputs === null) put(device, piece, values);
-    else if (packOnHost) put(device, piece, converter.pack(piece, values));
+    const { filling: { tensor, inputs }, rows, columns, last } = piece;
+    const onHost = inputs === null || packOnHost;
+    const values = converter.convert(piece, raw, inputs !== null && packOnHost);
+    if (!values) throw notFinite(piece);
+    if (onHost) put(device, piece, values);
     else packOnDevice(device, piece, values);
-    if (from + rows === sizeOf(info.shape) / columns) onTensor(tensor);
+    if (last) onTensor(tensor);
     bytes += rows * columns * bytesPerElement(tensor.dtype);
+    if (bytes < submitted + SUBMIT_BYTES) return;
+    device.gpu.queue.submit([]);
+    submitted = bytes;
     if (bytes < WAVE_BYTES) return;
-    bytes = 0;
+    bytes = submitted = 0;
     await wave;
-    wave = submitted(device);
+    wave = device.sync();
     wave.catch(() => {/* told when it is waited for */});
   };
-  let before: { piece: Piece; raw: Promise<Uint8Array> } | null = null;
+  const start = (piece: Piece) => {
+    const raw = read(piece, converter.slot(piece.rows * piece.pitch));
+    raw.catch(() => {/* told when its turn comes */});
+    return raw;
+  };
+  let ahead: Promise<Uint8Array> | null = null;
   try {
-    for (const piece of piecesOf(sorted)) {
-      const raw: Promise<Uint8Array> = read(piece);
-      raw.catch(() => {/* told when its turn comes */});
-      if (before) await upload(before.piece, await before.raw);
-      before = { piece, raw };
+    for (let i = 0; i < pieces.length; i++) {
+      const raw: Uint8Array = await (ahead ?? start(pieces[i]));
+      ahead = i + 1 < pieces.length ? start(pieces[i + 1]) : null;
+      await upload(pieces[i], raw);
     }
-    if (before) await upload(before.piece, await before.raw);
   } finally {
-    await before?.raw.catch(() => {/* told above, or a second failure */});
+    await ahead?.catch(() => {/* told above, or a second failure */});
     await wave;
   }
-  await submitted(device);
+  await device.sync();
 }
 
-/** Waits for uploads too: some implementations keep them back until something is submitted. */
-function submitted(device: Device): Promise<void> {
-  device.flush();
-  device.gpu.queue.submit([]);
-  return device.sync();
+function notFinite({ filling: { file, key }, stored, wanted }: Piece): WeightError {
+  return new WeightError(
+    `${file.name}: the tensor ${key} must hold finite numbers, but it has NaN or infinity ` +
+      `(stored as ${stored}, loaded as ${wanted}); the file is damaged, or was saved ` +
+      `in a type too small for its numbers: fetch it again, or another version of it`,
+  );
 }
 
 /** Elements of the tensor before and in a piece. */
@@ -163,73 +177,4 @@ function packOnDevice(device: Device, piece: Piece, values: Floats): void {
       panels,
     );
   });
-}
-
-type ToF32 = (bytes: Uint8Array, out: Float32Array<ArrayBuffer>) => Float32Array<ArrayBuffer>;
-
-const words = (bytes: Uint8Array) =>
-  new Uint16Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength / 2);
-
-const TO_F32: Partial<Record<SafetensorsDType, ToF32>> = {
-  F64: (bytes, out) => {
-    out.set(new Float64Array(bytes.buffer, bytes.byteOffset, bytes.byteLength / 8));
-    return out;
-  },
-  F32: (bytes) =>
-    new Float32Array(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength / 4),
-  F16: (bytes, out) => f16ArrayToF32(words(bytes), out),
-  BF16: (bytes, out) => bf16ArrayToF32(words(bytes), out),
-  F8_E4M3: e4m3ArrayToF32,
-  F8_E5M2: e5m2ArrayToF32,
-};
-
-/**
- * Converts pieces, one after the other: what it returns holds until the next call, because fresh
- * buffers for every piece would cost more than the conversion.
- */
-class Converter {
-  #f32 = new Float32Array(0);
-  #f16 = new Uint16Array(0);
-  #panelsF32 = new Float32Array(0);
-  #panelsF16 = new Uint16Array(0);
-
-  /** Packs what {@link convert} returned. */
-  pack({ rows, columns }: Piece, values: Floats): Floats {
-    const size = packedSize(rows, columns);
-    if (values instanceof Uint16Array) {
-      if (this.#panelsF16.length < size) this.#panelsF16 = new Uint16Array(size);
-      return packRows(values, columns, this.#panelsF16.subarray(0, size));
-    }
-    if (this.#panelsF32.length < size) this.#panelsF32 = new Float32Array(size);
-    return packRows(values, columns, this.#panelsF32.subarray(0, size));
-  }
-
-  convert(piece: Piece, bytes: Uint8Array): Floats {
-    const { filling: { tensor, file, key }, info } = piece;
-    const values = this.#convert(piece, tensor.dtype, bytes);
-    if (allFinite(values)) return values;
-    throw new WeightError(
-      `${file.name}: the tensor ${key} must hold finite numbers, but it has NaN or infinity ` +
-        `(stored as ${info.dtype}, loaded as ${tensor.dtype}); the file is damaged, or was saved ` +
-        `in a type too small for its numbers: fetch it again, or another version of it`,
-    );
-  }
-
-  #convert(piece: Piece, wanted: DType, bytes: Uint8Array): Floats {
-    const { filling: { file, key }, info: { dtype }, rows, columns } = piece;
-    if (dtype === "F16" && wanted === "f16") return words(bytes);
-    const decode = TO_F32[dtype];
-    if (!decode) {
-      throw new WeightError(
-        `${file.name}: the tensor ${key} must hold floating-point numbers, it holds ${dtype}; ` +
-          `the file belongs to another model, or is quantized in a way that is not supported`,
-      );
-    }
-    const count = rows * columns;
-    if (this.#f32.length < count) this.#f32 = new Float32Array(count);
-    const values = decode(bytes, this.#f32.subarray(0, count));
-    if (wanted !== "f16") return values;
-    if (this.#f16.length < count) this.#f16 = new Uint16Array(count);
-    return f32ArrayToF16(values, this.#f16.subarray(0, count));
-  }
 }

@@ -6,14 +6,14 @@
 
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { openByteSource } from "../core/byte_source.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { encodeSafetensors, openSafetensors, type TensorData } from "../core/safetensors.ts";
+import { inFolder } from "./safetensors_setup.ts";
 
 const tensors: TensorData[] = [
   { name: "a.weight", dtype: "F32", shape: [2, 2], data: new Float32Array([1, -2, 3.5, 0]) },
@@ -31,15 +31,6 @@ async function rejects(
   });
 }
 
-async function inFolder(use: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await mkdtemp(join(tmpdir(), "framezero-"));
-  try {
-    await use(folder);
-  } finally {
-    await rm(folder, { recursive: true });
-  }
-}
-
 describe("bytes from files and memory", () => {
   it("memory and Blob give fresh copies of a range, also from Node's Buffer", async () => {
     const bytes = Buffer.from([1, 2, 3, 4]);
@@ -51,6 +42,40 @@ describe("bytes from files and memory", () => {
       assert.deepEqual(await opened.read(1, 2), new Uint8Array([2, 3]));
       await opened.close();
     }
+  });
+
+  it("a file is read to where the caller wants it", async () => {
+    await inFolder(async (folder) => {
+      const path = join(folder, "x");
+      await writeFile(path, new Uint8Array([1, 2, 3, 4]));
+      const source = await openByteSource(path);
+      const room = new Uint8Array(8).fill(9);
+      const got = await source.read(1, 2, room.subarray(4));
+      assert.equal(got.buffer, room.buffer);
+      assert.deepEqual(got, new Uint8Array([2, 3]));
+      assert.deepEqual(room, new Uint8Array([9, 9, 9, 9, 2, 3, 9, 9]));
+      await source.close();
+    });
+  });
+
+  it("parts of a tensor, read to a place or alone", async () => {
+    const own = await openByteSource(encodeSafetensors(tensors));
+    await inFolder(async (folder) => {
+      const path = join(folder, "x.safetensors");
+      await writeFile(path, encodeSafetensors(tensors));
+      // A source that makes arrays of its own, and one that reads to where it is told.
+      for (const source of [own, path]) {
+        const file = await openSafetensors(source);
+        const room = new Uint8Array(12);
+        const part = await file.readPart("a.weight", 4, 8, room);
+        assert.deepEqual(part, new Uint8Array(new Float32Array([-2, 3.5]).buffer));
+        assert.equal(part.buffer === room.buffer, source === path);
+        const alone = await file.readPart("a.weight", 4, 8);
+        assert.equal(alone.buffer.byteLength, 8);
+        await assert.rejects(file.readPart("a.weight", 12, 8, room), /has 16 bytes, but 8 from/);
+        await file.close();
+      }
+    });
   });
 
   it("a File has its name", async () => {
@@ -117,6 +142,10 @@ describe("bytes over HTTP", () => {
       assert.deepEqual(await file.readF32("a.weight"), new Float32Array([1, -2, 3.5, 0]));
       const { begin, end } = file.tensors.get("a.weight") ?? assert.fail();
       assert.deepEqual(ranges, [`bytes=${begin}-${end - 1}`]);
+      const room = new Uint8Array(20);
+      const part = await file.readPart("a.weight", 8, 4, room);
+      assert.equal(part.buffer, room.buffer);
+      assert.deepEqual(part, new Uint8Array(new Float32Array([3.5]).buffer));
     });
   });
 

@@ -1,12 +1,11 @@
 /**
- * The safetensors reader and writer: round trips, conversions, and files made to do harm.
+ * The safetensors reader: round trips, conversions, and files made to do harm.
  *
  * @module
  */
 
 import assert from "node:assert/strict";
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -20,6 +19,7 @@ import {
   type TensorData,
   writeSafetensors,
 } from "../core/safetensors.ts";
+import { assertHolds, inFolder, sample, sizes } from "./safetensors_setup.ts";
 
 const utf8 = new TextEncoder();
 
@@ -50,63 +50,6 @@ async function rejects(
   });
 }
 
-async function inFolder(use: (folder: string) => Promise<void>): Promise<void> {
-  const folder = await mkdtemp(join(tmpdir(), "framezero-"));
-  try {
-    await use(folder);
-  } finally {
-    await rm(folder, { recursive: true });
-  }
-}
-
-const sizes: Record<SafetensorsDType, number> = {
-  F64: 8,
-  F32: 4,
-  F16: 2,
-  BF16: 2,
-  F8_E4M3: 1,
-  F8_E5M2: 1,
-  I64: 8,
-  I32: 4,
-  I16: 2,
-  I8: 1,
-  U64: 8,
-  U32: 4,
-  U16: 2,
-  U8: 1,
-  BOOL: 1,
-};
-
-const sample: TensorData[] = [
-  { name: "7", dtype: "U8", shape: [3], data: new Uint8Array([1, 2, 3]) },
-  { name: "a.weight", dtype: "F32", shape: [2, 2], data: new Float32Array([1, -2, 3.5, 0]) },
-  { name: "empty", dtype: "F16", shape: [4, 0], data: new Uint16Array(0) },
-  { name: "1", dtype: "I64", shape: [], data: new BigInt64Array([-5n]) },
-];
-
-async function assertHolds(
-  source: Parameters<typeof openSafetensors>[0],
-  tensors: readonly TensorData[],
-  metadata: Record<string, string>,
-): Promise<void> {
-  const file = await openSafetensors(source);
-  try {
-    assert.deepEqual({ ...file.metadata }, metadata);
-    assert.deepEqual([...file.tensors.keys()].sort(), tensors.map(({ name }) => name).sort());
-    for (const { name, dtype, shape, data } of tensors) {
-      const info = file.tensors.get(name);
-      assert.equal(info?.dtype, dtype);
-      assert.deepEqual(info?.shape, shape);
-      const bytes = await file.read(name);
-      assert.equal(bytes.byteOffset % 8, 0);
-      assert.equal(bytes.buffer.byteLength, bytes.byteLength);
-      assert.deepEqual(bytes, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-    }
-  } finally {
-    await file.close();
-  }
-}
-
 describe("safetensors: round trips", () => {
   it("bytes, Blob, path, file URL and a caller's source all read the same", async () => {
     const bytes = encodeSafetensors(sample, { format: "pt", note: "y" });
@@ -126,16 +69,6 @@ describe("safetensors: round trips", () => {
         await assertHolds(source, sample, { format: "pt", note: "y" });
       }
     });
-  });
-
-  it("the header is padded to 8 bytes and keeps the order given", async () => {
-    const bytes = encodeSafetensors(sample);
-    const length = Number(new DataView(bytes.buffer).getBigUint64(0, true));
-    assert.equal(length % 8, 0);
-    const header = new TextDecoder().decode(bytes.subarray(8, 8 + length));
-    assert.match(header, /^\{"7":.*"a\.weight":.*"empty":.*"1":.*\} *$/);
-    const file = await openSafetensors(bytes);
-    assert.deepEqual([...file.tensors.keys()], ["7", "a.weight", "empty", "1"]);
   });
 
   it("random tensors come back", async () => {
@@ -422,54 +355,5 @@ describe("safetensors: damaged and hostile files", () => {
       close: () => Promise.resolve(void closed++),
     }, /short: 64 bytes at 0 are needed, the source gave 3/);
     assert.equal(closed, 1, "a source that cannot be opened is closed");
-  });
-});
-
-describe("safetensors: writing", () => {
-  const x: TensorData = { name: "x", dtype: "F32", shape: [2], data: new Float32Array(2) };
-
-  it("refuses what would be no sound file", () => {
-    const wrong: [TensorData[], RegExp][] = [
-      [[x, x], /tensor "x": names must be unique/],
-      [[{ ...x, name: "__metadata__" }], /not "__metadata__"/],
-      [[{ ...x, shape: [3] }], /got 8 bytes for "F32" \[3\]/],
-      [[{ ...x, shape: [-2] }], /got 8 bytes for "F32" \[-2\]/],
-      [[{ ...x, dtype: "F16" }], /got 8 bytes for "F16" \[2\]/],
-    ];
-    for (const [tensors, message] of wrong) {
-      assert.throws(() => encodeSafetensors(tensors), (error) => {
-        assert.ok(error instanceof InputError);
-        assert.match(error.message, message);
-        return true;
-      });
-    }
-  });
-
-  it("writes the part of a buffer that a view shows", async () => {
-    const data = new Float32Array([9, 1, 2, 9]).subarray(1, 3);
-    const file = await openSafetensors(encodeSafetensors([{ ...x, data }]));
-    assert.deepEqual(await file.readF32("x"), new Float32Array([1, 2]));
-  });
-
-  it("replaces a file, and leaves nothing behind when it fails", async () => {
-    await inFolder(async (folder) => {
-      const path = join(folder, "x.safetensors");
-      await writeFile(path, "old");
-      await assert.rejects(writeSafetensors(path, [x, x]), InputError);
-      assert.equal(await readFile(path, "utf8"), "old");
-      await writeSafetensors(path, [x]);
-      await assertHolds(path, [x], {});
-
-      const target = join(folder, "folder");
-      await mkdir(join(target, "inside"), { recursive: true });
-      for (const bad of [target, join(folder, "none", "x"), join(path, "x")]) {
-        await assert.rejects(writeSafetensors(bad, [x]), (error) => {
-          assert.ok(error instanceof InputError, `${error}`);
-          assert.match(error.message, /cannot be written .*check the folder/);
-          return true;
-        });
-      }
-      assert.deepEqual((await readdir(folder)).sort(), ["folder", "x.safetensors"]);
-    });
   });
 });
