@@ -118,7 +118,7 @@ describe("--memory", () => {
       const enough = await run([...video, "--memory", fits]);
       assert.equal(enough.code, 0, enough.stderr);
       assert.match(enough.stderr, /of GPU memory at most, of [\d.]+ MB allowed/);
-      const none = await run([...video, "--memory", "10MB"]);
+      const none = await run([...video, "--overwrite", "--memory", "10MB"]);
       assert.match(none.stderr, /its weights take 15\.1 MiB in f32, 7\.6 MiB in f16/);
       const wrong = await run([...video, "--memory", "six"]);
       assert.equal(wrong.code, 2);
