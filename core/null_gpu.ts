@@ -15,8 +15,19 @@ export interface Likeness {
   readonly info: DeviceInfo;
 }
 
+/** Numbers of WebGPU that runtimes without it lack. */
+const CONSTANTS = {
+  GPUBufferUsage: { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 },
+  GPUMapMode: { READ: 1 },
+  GPUShaderStage: { COMPUTE: 4 },
+};
+
 /** A device like another, whose tensors read as zeros. */
 export function openNullDevice(like: Likeness, options: DeviceOptions = {}): Device {
+  for (const [name, value] of Object.entries(CONSTANTS)) {
+    if (name in globalThis) continue;
+    Object.defineProperty(globalThis, name, { value, configurable: true, writable: true });
+  }
   return new Device(nullGpu(like.gpu), like.info, options);
 }
 

@@ -112,6 +112,11 @@ export class UNet2DConditionModel {
     return this.#weights.dtype;
   }
 
+  /** Whether the weights of its products are rounded to 8 bits. */
+  get quantized(): boolean {
+    return this.#weights.quantized;
+  }
+
   /** Device that the model lives on. */
   get device(): Device {
     return this.#weights.device;

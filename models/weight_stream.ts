@@ -7,12 +7,13 @@
  */
 
 import type { Device } from "../core/device.ts";
-import { bytesPerElement } from "../core/dtype.ts";
+import { bytesPerElement, type HostArray } from "../core/dtype.ts";
 import { WeightError } from "../core/errors.ts";
 import type { SafetensorsFile } from "../core/safetensors.ts";
 import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { pack, PANEL } from "../kernels/panels.ts";
+import { quantize } from "../kernels/quantized.ts";
 import { Converter, type Floats, isConvertible, type Rows } from "./weight_converter.ts";
 
 /** A tensor on the device, and where its values lie. */
@@ -21,6 +22,8 @@ export interface Filling {
   readonly tensor: Tensor;
   /** Inputs of each output, if it is stored `[O, K…]` and kept in panels. */
   readonly inputs: number | null;
+  /** Scales of the outputs, if the panels are of 8 bits. */
+  readonly scale?: Tensor | null;
   /** Where the values lie. */
   readonly file: SafetensorsFile;
   /** Their name there. */
@@ -50,7 +53,8 @@ interface Piece extends Rows {
 }
 
 function piecesOf(filling: Filling): Piece[] {
-  const { inputs, file, key, tensor: { dtype: wanted } } = filling;
+  const { inputs, file, key, scale, tensor: { dtype } } = filling;
+  const wanted = scale ? "f32" : dtype;
   const { dtype: stored, shape, begin, end } = file.tensors.get(key)!;
   if (!isConvertible(stored)) {
     throw new WeightError(
@@ -101,11 +105,12 @@ export async function fill(
   let bytes = 0;
   let submitted = 0;
   const upload = async (piece: Piece, raw: Uint8Array) => {
-    const { filling: { tensor, inputs }, rows, columns, last } = piece;
+    const { filling: { tensor, inputs, scale }, rows, columns, last } = piece;
     const onHost = inputs === null || packOnHost;
-    const values = converter.convert(piece, raw, inputs !== null && packOnHost);
+    const values = converter.convert(piece, raw, inputs !== null && packOnHost && !scale);
     if (!values) throw notFinite(piece);
-    if (onHost) put(device, piece, values);
+    if (scale) putQuantized(device, piece, scale, values);
+    else if (onHost) put(device, piece, values);
     else packOnDevice(device, piece, values);
     if (last) onTensor(tensor);
     bytes += rows * columns * bytesPerElement(tensor.dtype);
@@ -153,8 +158,27 @@ function extent({ filling: { tensor, inputs }, from, rows }: Piece): { at: numbe
 }
 
 function put(device: Device, piece: Piece, values: Floats): void {
-  const { tensor } = piece.filling;
   const { at, size } = extent(piece);
+  writeAt(device, piece.filling.tensor, at, size, values);
+}
+
+function putQuantized(device: Device, piece: Piece, scale: Tensor, values: Floats): void {
+  const { filling: { tensor }, from, rows, columns } = piece;
+  const [, depth, width] = tensor.shape;
+  const quantized = quantize(values, columns);
+  const { length } = quantized.panels;
+  writeAt(device, tensor, from / PANEL * depth * width, length, quantized.panels);
+  writeAt(device, scale, from, rows, quantized.scale);
+}
+
+/** Writes elements `[at, at + size)` of a tensor. */
+function writeAt(
+  device: Device,
+  tensor: Tensor,
+  at: number,
+  size: number,
+  values: HostArray,
+): void {
   const offset = tensor.offset + at * bytesPerElement(tensor.dtype);
   device.scope(() => device.write(device.view(tensor, [size], offset), values));
 }

@@ -15,7 +15,7 @@ import type { SafetensorsFile, TensorInfo } from "../core/safetensors.ts";
 import { type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { panelReserve, panelShape } from "../kernels/panels.ts";
-import { add } from "../kernels/mod.ts";
+import { add, type QuantizedWeights } from "../kernels/mod.ts";
 import { sameWeights } from "./state_dict.ts";
 import { fill } from "./weight_stream.ts";
 
@@ -38,6 +38,8 @@ export interface ModelOptions {
   readonly device: Device;
   /** Type of the weights. Default `"f32"`. */
   readonly dtype?: DType;
+  /** Whether weights of products are rounded to 8 bits, with a scale for each output. */
+  readonly quantize?: boolean;
   /** Called as tensors arrive on the device: their bytes there, and those of the whole model. */
   readonly onProgress?: (bytes: number, total: number) => void;
 }
@@ -49,10 +51,10 @@ export interface ModelOptions {
  */
 export async function loadModel<Model>(
   source: WeightSource,
-  { device, dtype = "f32", onProgress }: ModelOptions,
+  { device, dtype = "f32", quantize = false, onProgress }: ModelOptions,
   build: (weights: Weights) => Model,
 ): Promise<Model> {
-  const weights = Weights.of(device, source, dtype);
+  const weights = Weights.of(device, source, dtype, quantize);
   try {
     const model = build(weights);
     await weights.load(onProgress);
@@ -71,6 +73,8 @@ interface Declared {
   readonly tensor: Tensor;
   /** Inputs of each output, if it is kept in panels. */
   readonly inputs: number | null;
+  /** Scales of the outputs, if it is rounded to 8 bits. */
+  readonly scale: Tensor | null;
 }
 
 /** What all cursors into one model share. */
@@ -78,6 +82,7 @@ interface Model {
   readonly device: Device;
   readonly source: WeightSource;
   readonly dtype: DType;
+  readonly quantize: boolean;
   readonly declared: Map<string, Declared>;
   observer: Observer | null;
 }
@@ -94,8 +99,11 @@ export class Weights {
   }
 
   /** A cursor at the root of `source`, for a model whose tensors shall be of type `dtype`. */
-  static of(device: Device, source: WeightSource, dtype: DType): Weights {
-    return new Weights({ device, source, dtype, declared: new Map(), observer: null }, "");
+  static of(device: Device, source: WeightSource, dtype: DType, quantize = false): Weights {
+    return new Weights(
+      { device, source, dtype, quantize, declared: new Map(), observer: null },
+      "",
+    );
   }
 
   /** Device that the tensors go to. */
@@ -106,6 +114,11 @@ export class Weights {
   /** Type of the tensors. */
   get dtype(): DType {
     return this.#model.dtype;
+  }
+
+  /** Whether weights of products are rounded to 8 bits. */
+  get quantized(): boolean {
+    return this.#model.quantize;
   }
 
   /** The module `name` inside this one; dots descend further. */
@@ -128,22 +141,34 @@ export class Weights {
    * @throws {WeightError} if it is missing or of another shape.
    */
   tensor(name: string, shape: Shape): Tensor {
-    return this.#declare(name, shape, shape, null);
+    const { device, dtype } = this.#model;
+    const path = this.#check(name, shape);
+    const tensor = device.empty(shape, dtype).keep();
+    this.#model.declared.set(path, { name: path, tensor, inputs: null, scale: null });
+    return tensor;
   }
 
   /**
    * Declares a weight stored `[O, K…]` and kept in panels, `[⌈O/32⌉, ⌈K/4⌉·4, 32]`, the form in
-   * which every product of channel-major tensors reads it.
+   * which every product of channel-major tensors reads it; or rounded to 8 bits, if the model is.
    *
    * @throws {WeightError} if it is missing or of another shape.
    */
-  packed(name: string, shape: Shape): Tensor {
+  packed(name: string, shape: Shape): Tensor | QuantizedWeights {
+    const { device, quantize } = this.#model;
+    const path = this.#check(name, shape);
     const inputs = sizeOf(shape) / shape[0];
-    return this.#declare(name, shape, panelShape(shape[0], inputs), inputs);
+    const dtype = quantize ? "u32" : this.#model.dtype;
+    const kept = panelShape(shape[0], inputs, dtype);
+    const tensor = device.empty(kept, dtype, panelReserve(kept, dtype)).keep();
+    const scale = quantize ? device.empty([shape[0]], "f32").keep() : null;
+    this.#model.declared.set(path, { name: path, tensor, inputs, scale });
+    return scale ? { panels: tensor, scale } : tensor;
   }
 
-  #declare(name: string, stored: Shape, kept: Shape, inputs: number | null): Tensor {
-    const { device, source, dtype, declared } = this.#model;
+  /** The full name of a tensor that the source has in that shape. */
+  #check(name: string, stored: Shape): string {
+    const { source } = this.#model;
     const full = this.#name(name);
     const entry = source.tensors.get(full);
     if (!entry) {
@@ -159,10 +184,7 @@ export class Weights {
           `the configuration does not belong to these weights`,
       );
     }
-    const reserve = inputs === null ? undefined : panelReserve(kept, dtype);
-    const tensor = device.empty(kept, dtype, reserve).keep();
-    declared.set(full, { name: full, tensor, inputs });
-    return tensor;
+    return full;
   }
 
   /**
@@ -226,8 +248,8 @@ export class Weights {
           `the configuration does not belong to these weights`,
       );
     }
-    const fillings = Array.from(declared.values(), ({ name, tensor, inputs }) => {
-      return { tensor, inputs, ...source.tensors.get(name)! };
+    const fillings = Array.from(declared.values(), ({ name, tensor, inputs, scale }) => {
+      return { tensor, inputs, scale, ...source.tensors.get(name)! };
     });
     const total = fillings.reduce((sum, { tensor }) => sum + tensor.bytes, 0);
     let done = 0;
@@ -237,7 +259,10 @@ export class Weights {
 
   /** Frees the tensors. */
   dispose(): void {
-    for (const { tensor } of this.#model.declared.values()) tensor.dispose();
+    for (const { tensor, scale } of this.#model.declared.values()) {
+      tensor.dispose();
+      scale?.dispose();
+    }
     this.#model.declared.clear();
   }
 }

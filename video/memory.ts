@@ -24,19 +24,53 @@ export interface Outline
   readonly configs: PartConfigs;
   /** Type of weights and activations. */
   readonly dtype: DType;
+  /** Whether the UNet's weights are rounded to 8 bits. Default false. */
+  readonly quantize?: boolean;
 }
 
 /** The outline of a model that is loaded. */
 export function outlineOf(sd: StableDiffusion): Outline {
   const { tokenizer, schedulerConfig, defaults, textEncoder, unet, vae } = sd;
   const configs = { text_encoder: textEncoder.config, unet: unet.config, vae: vae.config };
-  return { tokenizer, schedulerConfig, defaults, configs, dtype: unet.dtype };
+  return {
+    tokenizer,
+    schedulerConfig,
+    defaults,
+    configs,
+    dtype: unet.dtype,
+    quantize: unet.quantized,
+  };
+}
+
+/**
+ * A model of zeros on a device that only accounts.
+ *
+ * @param like Limits, features and kind of the device.
+ */
+export async function openOutline(
+  outline: Outline,
+  like: Likeness,
+  options: DeviceOptions = {},
+): Promise<StableDiffusion> {
+  // Idle buffers are no need.
+  const device = openNullDevice(like, { ...options, poolBytes: 0 });
+  const { configs, dtype, quantize, ...rest } = outline;
+  const shapes = stateDicts(configs);
+  const zeros = (part: Part) => generatedWeights(part, shapes[part], () => {});
+  const to = { device, dtype };
+  return StableDiffusion.of({
+    ...rest,
+    device,
+    textEncoder: await ClipTextModel.load(zeros("text_encoder"), configs.text_encoder, to),
+    unet: await UNet2DConditionModel.load(zeros("unet"), configs.unet, { ...to, quantize }),
+    vae: await AutoencoderKL.load(zeros("vae"), configs.vae, to),
+  });
 }
 
 /**
  * Bytes on the GPU that a clip takes at most while it is made, the model included.
  *
- * With `rows: 1` in the options of the clip it is the smallest memory budget that suffices.
+ * With `rows: 1` in the options of the clip it is a memory budget that suffices.
  *
  * @param like Limits, features and kind of the device.
  * @param make The clip, of a model that it is given; made of zeros.
@@ -45,28 +79,22 @@ export async function memoryNeeded(
   outline: Outline,
   like: Likeness,
   make: (sd: StableDiffusion) => Clip,
-  options: DeviceOptions = {},
 ): Promise<number> {
-  // Idle buffers are no need.
-  const device = openNullDevice(like, { ...options, poolBytes: 0 });
-  const { configs, dtype, ...rest } = outline;
-  const shapes = stateDicts(configs);
-  const zeros = (part: Part) => generatedWeights(part, shapes[part], () => {});
-  const to = { device, dtype };
-  const sd = StableDiffusion.of({
-    ...rest,
-    device,
-    textEncoder: await ClipTextModel.load(zeros("text_encoder"), configs.text_encoder, to),
-    unet: await UNet2DConditionModel.load(zeros("unet"), configs.unet, to),
-    vae: await AutoencoderKL.load(zeros("vae"), configs.vae, to),
-  });
-  const clip = make(sd);
+  const sd = await openOutline(outline, like);
+  try {
+    return await peakOf(make(sd), sd);
+  } finally {
+    sd.dispose();
+    sd.device.dispose();
+  }
+}
+
+/** Bytes on the GPU at most while a clip is made; its frames are dropped. */
+export async function peakOf(clip: Clip, { device }: StableDiffusion): Promise<number> {
   try {
     for await (const _ of clip) break; // all frames are denoised before the first is decoded
     return device.memory().peak;
   } finally {
     clip.dispose();
-    sd.dispose();
-    device.dispose();
   }
 }

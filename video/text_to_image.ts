@@ -70,7 +70,8 @@ export function textToImage(
     }
   }
 
-  const settings = { ...settled, model: sd.source, dtype: unet.dtype };
+  const weights = unet.quantized && { weights: "q8" };
+  const settings = { ...settled, model: sd.source, dtype: unet.dtype, ...weights };
   return makeClip({
     sd,
     frameIds: [0],

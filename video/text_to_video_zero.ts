@@ -178,6 +178,7 @@ export function textToVideo(
       compat,
       model: sd.source,
       dtype: unet.dtype,
+      ...(unet.quantized && { weights: "q8" }),
     },
     denoise: make(),
   });

@@ -69,7 +69,7 @@ interface Loaded {
 }
 
 async function loadModel(
-  { model: asked, dtype: askedType }: Request,
+  { model: asked, dtype: askedType, weights }: Request,
   device: Device,
   flags: GenerateFlags,
   io: CommandIo,
@@ -79,7 +79,11 @@ async function loadModel(
   const dtype = chooseDtype(askedType, asked === undefined, device.info, remarks);
   if (asked === undefined) {
     say(BUILT_IN_NOTE);
-    return { sd: await StableDiffusion.load(undefined, { device, dtype }), origin: {}, remarks };
+    return {
+      sd: await StableDiffusion.load(undefined, { device, dtype, weights }),
+      origin: {},
+      remarks,
+    };
   }
   const { model, modelSha256, ...files } = asked;
   const variant = asked.variant ?? (dtype === "f16" ? "fp16" : undefined);
@@ -91,6 +95,7 @@ async function loadModel(
       ...files,
       device,
       dtype,
+      weights,
       variant,
       hub,
       onPart(part) {

@@ -41,6 +41,8 @@ export interface Request {
   readonly model?: ModelRequest;
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
+  /** How weights are kept, if not in that precision. */
+  readonly weights?: "q8";
   /** Frames a second. */
   readonly fps: number;
   /** Files and folders to write, checked; at least one. */
@@ -109,6 +111,7 @@ const STORED = {
   config: "string",
   modelSha256: "string",
   dtype: "string",
+  weights: "string",
   fps: "number",
 } as const;
 
@@ -116,6 +119,7 @@ const STORED = {
 interface Stored extends TextToVideoOptions, Partial<ModelRequest> {
   prompt?: string;
   dtype?: DtypeChoice;
+  weights?: "q8";
   fps?: number;
 }
 
@@ -130,7 +134,7 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const { prompt: stored, dtype, fps, ...others } = flags.from === undefined
+  const { prompt: stored, dtype, weights, fps, ...others } = flags.from === undefined
     ? {}
     : await readStored(flags.from);
   const { model, variant, tokenizer, config, modelSha256, ...kept } = others;
@@ -169,6 +173,7 @@ export async function readRequest(
     options,
     model: modelRequest(flags, { model, variant, tokenizer, config, modelSha256 }),
     dtype: flags.dtype ?? dtype ?? "auto",
+    weights: flags.weights ?? weights,
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
     targets,
     overwrite,
