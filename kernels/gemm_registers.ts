@@ -80,9 +80,9 @@ export function windowLoader(name: string, { dtype }: { readonly dtype: string }
   }
   return dtype === "f16"
     ? `fn load_${name}(at: u32) -> vec4f {
-         let pair = ${name}[at / 2u];
-         let two = select(pair.xy, pair.zw, at % 2u == 1u);
-         return vec4f(unpack2x16float(two.x), unpack2x16float(two.y));
+         let i = at % 2u * 2u;
+         let low = unpack2x16float(${name}[at / 2u][i]);
+         return vec4f(low, unpack2x16float(${name}[at / 2u][i + 1u]));
        }`
     : `fn load_${name}(at: u32) -> vec4f { return ${name}[at]; }`;
 }
