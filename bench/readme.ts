@@ -1,6 +1,6 @@
 /**
- * Writes measurements into a Markdown file, between two marks:
- * `<!-- bench:start -->` and `<!-- bench:end -->`.
+ * Writes measurements into a Markdown file, between two marks: `<!-- bench:start -->` and
+ * `<!-- bench:end -->`, or the same with `memory`.
  *
  * ```sh
  * deno run -A bench/readme.ts --kernels k.json --step s.json README.md
@@ -20,16 +20,16 @@ import { describeSetting } from "./setting.ts";
 import { type Column, formatShapes, markdownTable, percent, significant } from "./table.ts";
 import { markdown as stepReport } from "./unet_step/report.ts";
 
-const HELP = `Writes measurements between <!-- bench:start --> and <!-- bench:end -->.
+const HELP =
+  `Writes measurements between <!-- bench:start --> and <!-- bench:end -->, memory between
+<!-- memory:start --> and <!-- memory:end -->.
 deno run -A bench/readme.ts [options] FILE.md
 
   --kernels FILE   what bench/kernels.ts wrote with --json
   --step FILE      what bench/unet_step.ts wrote with --json
   --peers FILE     what bench/peers.ts wrote with --json
+  --memory FILE    what bench/memory.ts wrote with --markdown
   --help           this text`;
-
-const START = "<!-- bench:start -->";
-const END = "<!-- bench:end -->";
 
 /** Kernels in the table: those that most time is spent on. */
 const KERNELS = 12;
@@ -37,7 +37,7 @@ const KERNELS = 12;
 /** Runs the command. Returns the exit code. */
 export const main: Command = command({
   help: HELP,
-  options: { kernels: path, step: path, peers: path },
+  options: { kernels: path, step: path, peers: path, memory: path },
   positionals: true,
 }, async (options, files) => {
   const [file] = files;
@@ -48,32 +48,41 @@ export const main: Command = command({
   if (options.kernels) parts.push(kernelTable(await readKernels(options.kernels)));
   if (options.step) parts.push(stepReport(await readStep(options.step)).trimEnd());
   if (options.peers) parts.push(peerTable(await readPeers(options.peers)));
-  if (!parts.length) throw new InputError("nothing to write: give --kernels, --step or --peers");
-  let old: string;
-  try {
-    old = await readFile(file, "utf8");
-  } catch {
-    throw new InputError(`${file} must be a file that can be read`);
+  const memory = options.memory ? await readText(options.memory) : "";
+  if (!parts.length && !memory) {
+    throw new InputError("nothing to write: give --kernels, --step, --peers or --memory");
   }
-  await writeFile(file, replaceMarked(old, parts.join("\n\n"), file));
+  let text = await readText(file);
+  if (parts.length) text = replaceMarked(text, "bench", parts.join("\n\n"), file);
+  if (memory) text = replaceMarked(text, "memory", memory.trimEnd(), file);
+  await writeFile(file, text);
   return 0;
 });
 
+async function readText(file: string): Promise<string> {
+  try {
+    return await readFile(file, "utf8");
+  } catch {
+    throw new InputError(`${file} must be a file that can be read`);
+  }
+}
+
 /**
- * `text` with `content` in the place of what stood between the marks.
+ * `text` with `content` in the place of what stood between the marks of that name.
  *
  * @throws {InputError} if there are not exactly two marks in order; `file` names the text there.
  */
-export function replaceMarked(text: string, content: string, file: string): string {
-  const [before, inside, ...more] = text.split(START);
-  const [, after, ...rest] = inside?.split(END) ?? [];
-  if (after === undefined || more.length || rest.length || before.includes(END)) {
+export function replaceMarked(text: string, name: string, content: string, file: string): string {
+  const [start, end] = [`<!-- ${name}:start -->`, `<!-- ${name}:end -->`];
+  const [before, inside, ...more] = text.split(start);
+  const [, after, ...rest] = inside?.split(end) ?? [];
+  if (after === undefined || more.length || rest.length || before.includes(end)) {
     throw new InputError(
-      `${file} must contain the lines ${START} and ${END} once each, in this order; add them ` +
+      `${file} must contain the lines ${start} and ${end} once each, in this order; add them ` +
         `where the measurements shall stand`,
     );
   }
-  return `${before}${START}\n\n${content}\n\n${END}${after}`;
+  return `${before}${start}\n\n${content}\n\n${end}${after}`;
 }
 
 const left = (title: string): Column => ({ title, width: 0, align: "left" });

@@ -241,15 +241,15 @@ describe("marked text", () => {
   const marks = (inside: string) => `a <!-- bench:start -->${inside}<!-- bench:end --> b`;
 
   it("is replaced, however often", () => {
-    const once = replaceMarked(marks("old"), "$& new", "f");
+    const once = replaceMarked(marks("old"), "bench", "$& new", "f");
     assert.equal(once, marks("\n\n$& new\n\n"));
-    assert.equal(replaceMarked(once, "$& new", "f"), once);
+    assert.equal(replaceMarked(once, "bench", "$& new", "f"), once);
   });
 
   it("needs both marks once, in order", () => {
     const wrong = ["nothing", "<!-- bench:start -->", marks("") + marks("")];
     for (const text of [...wrong, "<!-- bench:end --><!-- bench:start -->"]) {
-      assert.throws(() => replaceMarked(text, "x", "R.md"), /R\.md must contain the lines/);
+      assert.throws(() => replaceMarked(text, "bench", "x", "R.md"), /R\.md must contain the lines/);
     }
   });
 });
