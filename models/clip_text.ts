@@ -19,6 +19,7 @@ import {
   quickGelu,
   slice,
   stack,
+  where,
 } from "../kernels/mod.ts";
 import type { ClipTextConfig } from "./config.ts";
 import { linear, tokenNorm } from "./layers.ts";
@@ -66,10 +67,22 @@ export class ClipTextModel {
   /**
    * Encodes token ids, all rows of one length.
    *
+   * @param added Embeddings `[n, width]` of the ids `vocabSize … vocabSize + n − 1`, which the
+   * checkpoint lacks.
    * @throws {InputError} if an id lies outside the vocabulary or a row is too long.
+   * @throws {ShapeError} if rows differ in length, or `added` does not consist of whole embeddings.
    */
-  forward(ids: readonly ArrayLike<number>[]): ClipTextOutput {
-    const { vocabSize, maxPositionEmbeddings: most } = this.config;
+  forward(
+    ids: readonly ArrayLike<number>[],
+    added: Float32Array<ArrayBuffer> = new Float32Array(),
+  ): ClipTextOutput {
+    const { hiddenSize: width, maxPositionEmbeddings: most } = this.config;
+    if (added.length % width !== 0) {
+      throw new ShapeError(
+        `CLIP: added embeddings must have ${width} values each, got ${added.length} in all`,
+      );
+    }
+    const vocabSize = this.config.vocabSize + added.length / width;
     const length = ids[0]?.length ?? 0;
     if (!length || ids.some((row) => row.length !== length)) {
       throw new ShapeError("CLIP: needs at least one row of tokens, and rows of equal length");
@@ -86,7 +99,9 @@ export class ClipTextModel {
         );
       }
     }
-    return this.#weights.device.scope(() => this.#network(ids.map((row) => Array.from(row))));
+    return this.#weights.device.scope(() =>
+      this.#network(ids.map((row) => Array.from(row)), added)
+    );
   }
 
   /** Final layer norm of another hidden state: "clip skip". `[B, tokens, width]` → the same. */
@@ -103,7 +118,7 @@ export class ClipTextModel {
 }
 
 interface Network {
-  (ids: readonly number[][]): ClipTextOutput;
+  (ids: readonly number[][], added: Float32Array<ArrayBuffer>): ClipTextOutput;
   finalNorm(x: Tensor): Tensor;
 }
 
@@ -124,14 +139,24 @@ function network(root: Weights, config: ClipTextConfig): Network {
   const { device } = root;
   const tokensLast = (x: Tensor) => permute(x, [0, 2, 1]);
 
-  const forward = (ids: readonly number[][]): ClipTextOutput => {
-    const length = ids[0].length;
-    const embedded = embedding(
-      tokens,
-      device.tensor(Int32Array.from(ids.flat()), [ids.length, length]),
-    );
-    const at = slice(positions, [0], [length], [0]);
-    let h = tokensLast(add(cast(embedded, "f32"), at)); // the residual stream is f32
+  const embed = (ids: readonly number[][], added: Float32Array<ArrayBuffer>): Tensor => {
+    const shape = [ids.length, ids[0].length];
+    const flat = Int32Array.from(ids.flat());
+    // The residual stream is f32. Lookups clamp ids: each table answers for its own ones only.
+    const known = cast(embedding(tokens, device.tensor(flat, shape)), "f32");
+    if (flat.every((id) => id < vocabSize)) return known;
+    const table = device.tensor(added, [added.length / width, width]);
+    const others = embedding(table, device.tensor(flat.map((id) => id - vocabSize), shape));
+    const isAdded = Float32Array.from(flat, (id) => id < vocabSize ? 0 : 1);
+    return where(device.tensor(isAdded, [...shape, 1]), others, known);
+  };
+
+  const forward = (
+    ids: readonly number[][],
+    added: Float32Array<ArrayBuffer>,
+  ): ClipTextOutput => {
+    const at = slice(positions, [0], [ids[0].length], [0]);
+    let h = tokensLast(add(embed(ids, added), at));
 
     const hiddenStates = [tokensLast(h)];
     for (const layer of layers) {
@@ -139,7 +164,7 @@ function network(root: Weights, config: ClipTextConfig): Network {
       hiddenStates.push(tokensLast(h));
     }
     const lastHiddenState = tokensLast(finalNorm(h));
-    const ends = ids.map((row) => endPosition(row, config.eosTokenId));
+    const ends = ids.map((row) => endPosition(row, config));
     const rows = ends.map((end, row) =>
       indexSelect(slice(lastHiddenState, [row], [row + 1], [0]), 1, [end]).reshape([width])
     );
@@ -152,11 +177,13 @@ function network(root: Weights, config: ClipTextConfig): Network {
 
 /**
  * Where a row's end token stands. Old configurations say `eos_token_id` 2, which is not the end
- * token: then the largest id is meant, which the end token of CLIP's vocabulary is. A row without an
- * end token counts from its first one, as in transformers.
+ * token: then the largest id is meant, which the end token of CLIP's vocabulary is; ids that were
+ * added behind the vocabulary do not count. A row without an end token counts from its first one, as
+ * in transformers.
  */
-function endPosition(ids: readonly number[], eosTokenId: number): number {
-  return Math.max(0, ids.indexOf(eosTokenId === 2 ? Math.max(...ids) : eosTokenId));
+function endPosition(ids: readonly number[], { eosTokenId, vocabSize }: ClipTextConfig): number {
+  const largest = () => Math.max(...ids.filter((id) => id < vocabSize));
+  return Math.max(0, ids.indexOf(eosTokenId === 2 ? largest() : eosTokenId));
 }
 
 /** `x += attention(norm(x)); x += mlp(norm(x))`, x `[B, width, tokens]`. */

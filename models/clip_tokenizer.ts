@@ -176,11 +176,13 @@ export class ClipTokenizer {
 
   /** Ids of the text, cleaned, without start, end, padding or any limit of length. */
   encode(text: string): number[] {
-    const ids: number[] = [];
-    for (const [word] of cleanText(text, this.#cleanup).matchAll(this.#words)) {
-      for (const id of this.#encodeWord(word)) ids.push(id);
-    }
-    return ids;
+    return this.encodeWords(text).flat();
+  }
+
+  /** Ids of each word of the text, as {@linkcode ClipTokenizer.encode} strings them together. */
+  encodeWords(text: string): (readonly number[])[] {
+    const words = cleanText(text, this.#cleanup).matchAll(this.#words);
+    return Array.from(words, ([word]) => this.#encodeWord(word));
   }
 
   /**
@@ -215,11 +217,25 @@ export class ClipTokenizer {
   tokenize(text: string): TokenizedPrompt {
     const content = this.encode(text);
     const tokens = Math.min(content.length, this.maxLength - 2);
-    const ids = new Int32Array(this.maxLength).fill(this.padId);
-    ids[0] = this.startId;
-    ids.set(content.slice(0, tokens), 1);
-    ids[tokens + 1] = this.endId;
+    const ids = this.frame(content.slice(0, tokens));
     return { ids, tokens, cut: this.decode(content.slice(tokens)) };
+  }
+
+  /**
+   * Start, the content ids, end, padding: `maxLength` ids.
+   *
+   * @throws {InputError} if there are more than `maxLength - 2` of them.
+   */
+  frame(content: readonly number[]): Int32Array {
+    if (content.length > this.maxLength - 2) {
+      throw new InputError(
+        `at most ${this.maxLength - 2} content ids fit between start and end, got ` +
+          `${content.length}; cut or divide them`,
+      );
+    }
+    const ids = new Int32Array(this.maxLength).fill(this.padId);
+    ids.set([this.startId, ...content, this.endId]);
+    return ids;
   }
 
   #encodeWord(word: string): readonly number[] {

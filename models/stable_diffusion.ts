@@ -10,16 +10,23 @@ import { megabytes } from "../core/buffer_pool.ts";
 import { bytesPerElement, type DType } from "../core/dtype.ts";
 import { GpuError, MemoryError, WeightError } from "../core/errors.ts";
 import { sizeOf } from "../core/shape.ts";
-import type { Tensor } from "../core/tensor.ts";
+import type { openSafetensors } from "../core/safetensors.ts";
 import { AutoencoderKL } from "./vae.ts";
 import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
 import { ClipTextModel } from "./clip_text.ts";
 import { ClipTokenizer } from "./clip_tokenizer.ts";
 import type { Json, ModelDefaults } from "./config.ts";
+import { type EncodedPrompts, encodePrompts, type PromptOptions } from "./prompt.ts";
 import type { Part } from "./sd15.ts";
 import { locateModel } from "./hub/locate.ts";
 import { isSingleFile, openSingleFile, type SingleFileOptions } from "./single_file.ts";
 import { stateDicts } from "./state_dict.ts";
+import {
+  checkNewToken,
+  readTextualInversion,
+  type TextualInversion,
+  type TextualInversionOptions,
+} from "./textual_inversion.ts";
 import { UNet2DConditionModel } from "./unet.ts";
 import type { ModelOptions, WeightSource } from "./weights.ts";
 
@@ -78,6 +85,7 @@ export class StableDiffusion {
   #released = false;
   /** Loads the text encoder once more. */
   readonly #reload: (() => Promise<ClipTextModel>) | null;
+  readonly #inversions: TextualInversion[] = [];
 
   private constructor(
     parts: StableDiffusionParts,
@@ -189,21 +197,39 @@ export class StableDiffusion {
     this.#released = false;
   }
 
+  /** Learnt words, in the order in which they were loaded. */
+  get inversions(): readonly TextualInversion[] {
+    return this.#inversions;
+  }
+
+  /**
+   * Loads a textual inversion: a word for prompts. The checkpoint's own words stay as they are.
+   *
+   * @throws {WeightError} if the file is no embedding for this text encoder.
+   * @throws {InputError} if it cannot be opened, or its word is taken or cannot be used.
+   */
+  async loadTextualInversion(
+    source: Parameters<typeof openSafetensors>[0],
+    options: TextualInversionOptions = {},
+  ): Promise<TextualInversion> {
+    const { hiddenSize } = this.textEncoder.config;
+    const inversion = await readTextualInversion(source, hiddenSize, options);
+    checkNewToken(inversion, this.#inversions);
+    this.#inversions.push(inversion);
+    return inversion;
+  }
+
   /**
    * Encodes prompts.
    *
+   * @throws {InputError} if an option cannot be used, or a weight in a prompt is none.
    * @throws {GpuError} if the text encoder was released and not restored.
-   * @returns `[prompts, 77, width]` in f32, and for each prompt the words that did not fit.
    */
-  encodePrompt(prompts: readonly string[]): { hiddenStates: Tensor; cut: string[] } {
-    const tokens = prompts.map((prompt) => this.tokenizer.tokenize(prompt));
+  encodePrompt(prompts: readonly string[], options: PromptOptions = {}): EncodedPrompts {
     if (this.#released) {
       throw new GpuError("the text encoder was released: await restoreTextEncoder() first");
     }
-    const hiddenStates = this.device.scope(() =>
-      this.textEncoder.forward(tokens.map(({ ids }) => ids)).lastHiddenState
-    );
-    return { hiddenStates, cut: tokens.map(({ cut }) => cut) };
+    return encodePrompts(this, prompts, options);
   }
 
   /** Frees everything on the GPU. */

@@ -7,6 +7,8 @@
 
 import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { checkClipSkip, type PromptOptions } from "../models/prompt.ts";
+import { looksWeighted, parsePromptWeights } from "../models/prompt_weights.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { createScheduler, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
 import type { ClipStep } from "./clip.ts";
@@ -14,7 +16,7 @@ import { GuidedUNet } from "./guided_unet.ts";
 import type { NoiseSource } from "./noise.ts";
 
 /** Options of every generation. */
-export interface GenerationOptions {
+export interface GenerationOptions extends PromptOptions {
   /** Denoising steps. Default: the model's, or 50. */
   numInferenceSteps?: number;
   /** Short for `numInferenceSteps`. */
@@ -38,9 +40,11 @@ export interface GenerationOptions {
 }
 
 /** Options, checked and completed. */
-export interface Settled {
+export interface Settled extends Readonly<Required<PromptOptions>> {
   readonly prompt: string;
   readonly negativePrompt: string;
+  /** Files of the embeddings that prompts may use. */
+  readonly embeddings: readonly string[];
   readonly steps: number;
   readonly guidanceScale: number;
   readonly seed: number;
@@ -77,6 +81,8 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
     throw new InputError('the prompt is empty; say what to show, like "a horse on a street"');
   }
   const { defaults, factor } = sd;
+  const { negativePrompt = "", promptWeights = false, clipSkip = 0, longPrompts = false } = options;
+  if (promptWeights) [negativePrompt, prompt].forEach(parsePromptWeights);
   const side = (name: "width" | "height") => {
     const pixels = checkNumber(name, options[name] ?? sd.defaultSize, { least: 1, whole: true });
     if (pixels % factor !== 0) {
@@ -91,7 +97,11 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
   const guidanceScale = options.guidanceScale ?? defaults.guidanceScale;
   return {
     prompt,
-    negativePrompt: options.negativePrompt ?? "",
+    negativePrompt,
+    promptWeights,
+    clipSkip: checkClipSkip(clipSkip, sd.textEncoder.config.numHiddenLayers),
+    longPrompts,
+    embeddings: sd.inversions.map(({ source }) => source),
     steps: checkNumber("steps", steps, { least: 1, most: 1000, whole: true }),
     guidanceScale: checkNumber("guidanceScale", guidanceScale, { least: 0 }),
     seed: checkNumber("seed", options.seed ?? 0, { whole: true }),
@@ -116,21 +126,38 @@ export function schedulerFor(sd: StableDiffusion, { scheduler, steps }: Settled)
 /**
  * Encodes the prompts of the guidance rows.
  *
- * @returns `[2, 77, width]` (negative, positive), or `[1, 77, width]` without guidance.
+ * @returns `[2, tokens, width]` (negative, positive), or `[1, tokens, width]` without guidance.
  */
 export async function encodePrompts(
   sd: StableDiffusion,
-  { prompt, negativePrompt, guidanceScale }: Settled,
+  settled: Settled,
   warnings: string[],
 ): Promise<Tensor> {
+  const { prompt, negativePrompt, guidanceScale } = settled;
   const prompts = GuidedUNet.needsNegative(guidanceScale) ? [negativePrompt, prompt] : [prompt];
   await sd.restoreTextEncoder();
-  const { hiddenStates, cut } = sd.encodePrompt(prompts);
-  cut.forEach((words, i) => {
-    if (!words) return;
+  const { hiddenStates, cut, unbalanced } = sd.encodePrompt(prompts, settled);
+  prompts.forEach((text, i) => {
     const which = prompts.length === 2 && i === 0 ? "negative prompt" : "prompt";
-    const limit = sd.tokenizer.maxLength - 2;
-    warnings.push(`the ${which} is longer than ${limit} tokens; left out: "${words}"`);
+    if (cut[i]) {
+      const limit = sd.tokenizer.maxLength - 2;
+      warnings.push(
+        `the ${which} is longer than ${limit} tokens; left out: "${cut[i]}" ` +
+          "(longPrompts, or --long-prompt, takes all of it)",
+      );
+    }
+    if (unbalanced[i]) {
+      warnings.push(
+        `the ${which} has brackets without a partner, read as text: ${unbalanced[i]} ` +
+          "(write \\( for a bracket that is text)",
+      );
+    }
+    if (!settled.promptWeights && looksWeighted(text)) {
+      warnings.push(
+        `the ${which} looks as if its brackets were weights; they were read as text ` +
+          "(promptWeights, or --prompt-weights, reads them)",
+      );
+    }
   });
   return hiddenStates;
 }

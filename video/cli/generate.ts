@@ -51,6 +51,7 @@ export async function generate(
     io.signal.throwIfAborted();
     const loaded = await loadModel(request, device, flags, io, say);
     try {
+      await loadEmbeddings(request, loaded.sd, say);
       await make(request, loaded, flags, io, say);
     } finally {
       loaded.sd.dispose();
@@ -107,6 +108,19 @@ async function loadModel(
     return { sd, origin, remarks };
   } finally {
     end();
+  }
+}
+
+/** Loads what `--embedding` names: `FILE`, or `FILE:word`. */
+async function loadEmbeddings(
+  { embeddings }: Request,
+  sd: StableDiffusion,
+  say: (text: string) => void,
+): Promise<void> {
+  for (const named of embeddings) {
+    const [, file, token] = /^(.+):([^:/\\]+)$/.exec(named) ?? [, named];
+    const { count, ...word } = await sd.loadTextualInversion(file, { token });
+    say(`embedding "${word.token}" (${count === 1 ? "1 vector" : `${count} vectors`})`);
   }
 }
 

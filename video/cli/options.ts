@@ -26,6 +26,14 @@ export interface GenerateFlags {
   guidance?: number;
   /** What not to show. */
   negative?: string;
+  /** Read brackets as weights. */
+  promptWeights?: boolean;
+  /** Layers of the text encoder to leave out. */
+  clipSkip?: number;
+  /** Encode all of a prompt. */
+  longPrompt?: boolean;
+  /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
+  embedding?: string[];
   /** Name of the scheduler. */
   scheduler?: string;
   /** Share of fresh noise in each step. */
@@ -184,6 +192,19 @@ function addSharedOptions(command: Command): Command {
     .option("--height <px>", "multiple of 8 (default: the model's)", whole(1))
     .option("--guidance <x>", "weight of the prompt (default: the model's)", number({ least: 0 }))
     .option("--negative <prompt>", "what not to show")
+    .option("--prompt-weights", "read (more), [less] and (word:1.3) in prompts as weights")
+    .option("--long-prompt", "take prompts of any length (default: 75 tokens of them)")
+    .option(
+      "--clip-skip <n>",
+      'leave out the last n layers of the text encoder; 1 is A1111\'s "clip skip 2" (default: 0)',
+      whole(0),
+    )
+    .option(
+      "--embedding <file[:word]>",
+      "textual inversion, a .safetensors file; can be repeated. It is used where the word stands " +
+        "in a prompt (default: the word inside the file, or its name)",
+      collect,
+    )
     .option(
       "--scheduler <name>",
       `${SHORT_NAMES} (default: ddim)`,

@@ -39,6 +39,8 @@ export interface Request {
   readonly options: TextToVideoOptions;
   /** The model; absent for the built-in one. */
   readonly model?: ModelRequest;
+  /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
+  readonly embeddings: readonly string[];
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
@@ -90,6 +92,10 @@ const DEFAULT_FPS = 4;
 const STORED = {
   prompt: "string",
   negativePrompt: "string",
+  promptWeights: "boolean",
+  clipSkip: "number",
+  longPrompts: "boolean",
+  embeddings: "object",
   steps: "number",
   guidanceScale: "number",
   seed: "number",
@@ -118,6 +124,7 @@ const STORED = {
 /** Stored settings that are not options of the library. */
 interface Stored extends TextToVideoOptions, Partial<ModelRequest> {
   prompt?: string;
+  embeddings?: string[];
   dtype?: DtypeChoice;
   weights?: "q8";
   fps?: number;
@@ -134,7 +141,7 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const { prompt: stored, dtype, weights, fps, ...others } = flags.from === undefined
+  const { prompt: stored, embeddings, dtype, weights, fps, ...others } = flags.from === undefined
     ? {}
     : await readStored(flags.from);
   const { model, variant, tokenizer, config, modelSha256, ...kept } = others;
@@ -172,6 +179,7 @@ export async function readRequest(
     prompt,
     options,
     model: modelRequest(flags, { model, variant, tokenizer, config, modelSha256 }),
+    embeddings: flags.embedding ?? embeddings ?? [],
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
@@ -206,6 +214,9 @@ function libraryOptions(flags: GenerateFlags): TextToVideoOptions {
     height: flags.height,
     guidanceScale: flags.guidance,
     negativePrompt: flags.negative,
+    promptWeights: flags.promptWeights,
+    clipSkip: flags.clipSkip,
+    longPrompts: flags.longPrompt,
     scheduler: flags.scheduler,
     eta: flags.eta,
     frames: flags.frames,
