@@ -57,6 +57,7 @@ export {
   type ModelKind,
 } from "./inspect.ts";
 export { describeInspection, describeParts, type InspectionRow } from "./inspect_text.ts";
+export type { AppliedLora, LoraChoice } from "./lora.ts";
 export type { EncodedPrompts, PromptOptions } from "./prompt.ts";
 export { type ParsedPrompt, parsePromptWeights, type WeightedText } from "./prompt_weights.ts";
 export type { Part, PartConfigs } from "./sd15.ts";

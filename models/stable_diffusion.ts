@@ -6,29 +6,34 @@
  */
 
 import { type Device, openDevice } from "../core/device.ts";
-import { megabytes } from "../core/buffer_pool.ts";
-import { bytesPerElement, type DType } from "../core/dtype.ts";
-import { GpuError, MemoryError, WeightError } from "../core/errors.ts";
-import { sizeOf } from "../core/shape.ts";
+import type { DType } from "../core/dtype.ts";
+import { GpuError, InputError } from "../core/errors.ts";
 import type { openSafetensors } from "../core/safetensors.ts";
-import { AutoencoderKL } from "./vae.ts";
 import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
-import { ClipTextModel } from "./clip_text.ts";
+import type { ClipTextModel } from "./clip_text.ts";
 import { ClipTokenizer } from "./clip_tokenizer.ts";
 import type { Json, ModelDefaults } from "./config.ts";
+import { locateModel } from "./hub/locate.ts";
+import {
+  type Adapter,
+  type AppliedLora,
+  closeAdapters,
+  type LoraChoice,
+  openAdapters,
+  partsOf,
+} from "./lora.ts";
+import { checkVocabulary, loadParts, type Models } from "./parts.ts";
 import { type EncodedPrompts, encodePrompts, type PromptOptions } from "./prompt.ts";
 import type { Part } from "./sd15.ts";
-import { locateModel } from "./hub/locate.ts";
 import { isSingleFile, openSingleFile, type SingleFileOptions } from "./single_file.ts";
-import { stateDicts } from "./state_dict.ts";
 import {
   checkNewToken,
   readTextualInversion,
   type TextualInversion,
   type TextualInversionOptions,
 } from "./textual_inversion.ts";
-import { UNet2DConditionModel } from "./unet.ts";
-import type { ModelOptions, WeightSource } from "./weights.ts";
+import type { UNet2DConditionModel } from "./unet.ts";
+import type { AutoencoderKL } from "./vae.ts";
 
 /** How to load a checkpoint. */
 export interface LoadOptions extends SingleFileOptions {
@@ -36,14 +41,16 @@ export interface LoadOptions extends SingleFileOptions {
   device?: Device;
   /** Type of weights and activations. Default `"f32"`. */
   dtype?: DType;
-  /** `"q8"` rounds the UNet's weights to 8 bits: a quarter of their memory in f32, half in f16. */
-  weights?: "q8";
   /**
    * Precision to prefer where a model has its weights in several, such as `"fp16"`. Default: that
    * of `dtype`, so `"fp16"` for f16 and none for f32. Where a part lacks it, the weights without a
    * variant's name come next, then fp16, then bf16.
    */
   variant?: string;
+  /** `"q8"` rounds the UNet's weights to 8 bits: a quarter of their memory in f32, half in f16. */
+  weights?: "q8";
+  /** Adapters to merge into the weights, all of them at once. Default: none. */
+  loras?: readonly LoraChoice[];
   /** Called with the name of each part before it is loaded. */
   onPart?: (part: string) => void;
   /** Called as bytes of a part arrive on the device. */
@@ -58,6 +65,13 @@ export type StableDiffusionParts =
   >
   & Partial<Pick<StableDiffusion, "source">>;
 
+/** Where a checkpoint came from, for loading parts of it again. */
+interface Origin {
+  open(): Promise<Checkpoint>;
+  readonly options: LoadOptions;
+  readonly ownsDevice: boolean;
+}
+
 /** Where the built-in model lies. */
 export const BUILT_IN: URL = new URL("./tiny-shapes/", import.meta.url);
 
@@ -70,43 +84,53 @@ export class StableDiffusion {
   readonly device: Device;
   /** From text to token ids. */
   readonly tokenizer: ClipTokenizer;
-  /** The denoiser. */
-  readonly unet: UNet2DConditionModel;
-  /** Between latents and pictures. */
-  readonly vae: AutoencoderKL;
   /** The content of `scheduler/scheduler_config.json`. */
   readonly schedulerConfig: Json;
   /** Settings that suit it. */
   readonly defaults: ModelDefaults;
   /** What names it again, as {@link LocatedModel} has it. */
   readonly source: string;
-  readonly #ownsDevice: boolean;
-  #textEncoder: ClipTextModel;
+  readonly #origin: Origin | null;
+  #models: Models;
   #released = false;
-  /** Loads the text encoder once more. */
-  readonly #reload: (() => Promise<ClipTextModel>) | null;
   readonly #inversions: TextualInversion[] = [];
+  #loras: readonly AppliedLora[] = [];
+  #adapted: ReadonlySet<Part> = new Set();
 
-  private constructor(
-    parts: StableDiffusionParts,
-    ownsDevice: boolean,
-    reload: (() => Promise<ClipTextModel>) | null,
-  ) {
+  private constructor(parts: StableDiffusionParts, origin: Origin | null) {
     this.device = parts.device;
     this.tokenizer = parts.tokenizer;
-    this.#textEncoder = parts.textEncoder;
-    this.#reload = reload;
-    this.unet = parts.unet;
-    this.vae = parts.vae;
+    const { textEncoder, unet, vae } = parts;
+    this.#models = { textEncoder, unet, vae };
     this.schedulerConfig = parts.schedulerConfig;
     this.defaults = parts.defaults;
     this.source = parts.source ?? "parts";
-    this.#ownsDevice = ownsDevice;
+    this.#origin = origin;
+  }
+
+  /** From token ids to what the UNet is conditioned on. */
+  get textEncoder(): ClipTextModel {
+    return this.#models.textEncoder;
+  }
+
+  /** The denoiser. */
+  get unet(): UNet2DConditionModel {
+    return this.#models.unet;
+  }
+
+  /** Between latents and pictures. */
+  get vae(): AutoencoderKL {
+    return this.#models.vae;
+  }
+
+  /** The adapters in the weights. */
+  get loras(): readonly AppliedLora[] {
+    return this.#loras;
   }
 
   /** Puts models together that have been loaded one by one; disposing of it frees them. */
   static of(parts: StableDiffusionParts): StableDiffusion {
-    return new StableDiffusion(parts, false, null);
+    return new StableDiffusion(parts, null);
   }
 
   /**
@@ -133,49 +157,88 @@ export class StableDiffusion {
         ? openSingleFile(location, options)
         : openFolder(location, { ...options, variant });
     const checkpoint = await open();
+    let adapters: Adapter[] = [];
     try {
       checkTogether(checkpoint);
       const tokenizer = await ClipTokenizer.load(checkpoint.tokenizer);
       checkVocabulary(checkpoint, tokenizer);
+      adapters = await openAdapters(options.loras ?? [], checkpoint.configs, options.hub);
       const device = options.device ?? await openDevice();
       try {
-        const models = await loadParts(checkpoint, device, options);
+        const models = await loadParts(checkpoint, device, options, adapters);
         const { schedulerConfig, defaults } = checkpoint;
-        const reload = async () => {
-          const again = await open();
-          try {
-            return await loadTextEncoder(again, device, options);
-          } finally {
-            await again.close();
-          }
-        };
-        return new StableDiffusion(
+        const sd = new StableDiffusion(
           { device, tokenizer, ...models, schedulerConfig, defaults, source },
-          !options.device,
-          reload,
+          { open, options, ownsDevice: !options.device },
         );
+        sd.#note(adapters);
+        return sd;
       } catch (error) {
         if (!options.device) device.dispose();
         throw error;
       }
     } finally {
+      await closeAdapters(adapters);
       await checkpoint.close();
     }
   }
 
-  /** Pixels per latent cell along each side. */
-  get factor(): number {
-    return this.vae.factor;
+  #note(adapters: readonly Adapter[]): void {
+    this.#loras = adapters.map(({ applied }) => applied);
+    this.#adapted = partsOf(adapters);
   }
 
-  /** Side of the pictures that the model was trained with. */
-  get defaultSize(): number {
-    return this.unet.config.sampleSize * this.factor;
+  /**
+   * Replaces the adapters by others; `[]` gives back exactly the weights of the checkpoint. Parts
+   * that neither the old nor the new ones change stay as they are. The others are loaded again, and
+   * are there twice until that has succeeded; if it fails, nothing has changed. Clips must be
+   * finished before, since what they work with is freed.
+   *
+   * @throws {InputError} if a file is missing or no LoRA, a weight is no number, or this was made
+   * by {@link StableDiffusion.of}.
+   * @throws {WeightError} if a LoRA is damaged, of another kind or made for another model.
+   */
+  async setLoras(loras: readonly LoraChoice[]): Promise<void> {
+    if (!this.#origin) {
+      throw new InputError(
+        "setLoras needs a checkpoint to load weights from again, but this model was put together " +
+          "of parts; load it with StableDiffusion.load",
+      );
+    }
+    await this.#reload(
+      this.#origin,
+      loras,
+      (adapters) => new Set([...partsOf(adapters), ...this.#adapted]),
+    );
   }
 
-  /** From token ids to what the UNet is conditioned on. */
-  get textEncoder(): ClipTextModel {
-    return this.#textEncoder;
+  /** Loads parts again, with these adapters; if that fails, nothing has changed. */
+  async #reload(
+    { open, options }: Origin,
+    loras: readonly LoraChoice[],
+    which: (adapters: readonly Adapter[]) => ReadonlySet<Part>,
+  ): Promise<void> {
+    const checkpoint = await open();
+    let adapters: Adapter[] = [];
+    try {
+      adapters = await openAdapters(loras, checkpoint.configs, options.hub);
+      const again = which(adapters);
+      const { textEncoder, unet, vae } = this.#models;
+      const after = await loadParts(checkpoint, this.device, options, adapters, {
+        vae,
+        ...(!again.has("text_encoder") && { textEncoder }),
+        ...(!again.has("unet") && { unet }),
+      });
+      this.#models = after;
+      this.#note(adapters);
+      if (after.unet !== unet) unet.dispose();
+      if (after.textEncoder === textEncoder) return;
+      textEncoder.dispose();
+      this.#released = false;
+    } finally {
+      await closeAdapters(adapters);
+      await checkpoint.close();
+    }
   }
 
   /**
@@ -184,17 +247,16 @@ export class StableDiffusion {
    * @returns Whether anything was freed: not if it is freed already, or cannot be loaded again.
    */
   releaseTextEncoder(): boolean {
-    if (this.#released || !this.#reload) return false;
-    this.#textEncoder.dispose();
+    if (this.#released || !this.#origin) return false;
+    this.textEncoder.dispose();
     this.device.trim();
     return this.#released = true;
   }
 
   /** Loads the text encoder again if it was released. */
   async restoreTextEncoder(): Promise<void> {
-    if (!this.#released || !this.#reload) return;
-    this.#textEncoder = await this.#reload();
-    this.#released = false;
+    if (!this.#released || !this.#origin) return;
+    await this.#reload(this.#origin, this.#loras, () => new Set(["text_encoder"]));
   }
 
   /** Learnt words, in the order in which they were loaded. */
@@ -219,6 +281,16 @@ export class StableDiffusion {
     return inversion;
   }
 
+  /** Pixels per latent cell along each side. */
+  get factor(): number {
+    return this.vae.factor;
+  }
+
+  /** Side of the pictures that the model was trained with. */
+  get defaultSize(): number {
+    return this.unet.config.sampleSize * this.factor;
+  }
+
   /**
    * Encodes prompts.
    *
@@ -237,97 +309,6 @@ export class StableDiffusion {
     this.textEncoder.dispose();
     this.unet.dispose();
     this.vae.dispose();
-    if (this.#ownsDevice) this.device.dispose();
-  }
-}
-
-/** Refuses a vocabulary whose tokens the text encoder does not know. */
-function checkVocabulary({ name, configs }: Checkpoint, tokenizer: ClipTokenizer): void {
-  const { vocabSize } = configs.text_encoder;
-  const { startId, endId, padId } = tokenizer;
-  const last = Math.max(startId, endId, padId);
-  if (last < vocabSize) return;
-  throw new WeightError(
-    `${name}: the text encoder knows ${vocabSize} tokens, the tokenizer's last is number ${last}; ` +
-      `these parts do not belong together`,
-  );
-}
-
-async function loadPart<Model>(
-  checkpoint: Checkpoint,
-  part: Part,
-  device: Device,
-  { dtype = "f32", onPart, onProgress }: LoadOptions,
-  read: (source: WeightSource, options: ModelOptions) => Promise<Model>,
-): Promise<Model> {
-  onPart?.(part);
-  const source = await checkpoint.open(part);
-  try {
-    return await read(source, {
-      device,
-      dtype,
-      onProgress: (bytes, total) => onProgress?.(part, bytes, total),
-    });
-  } finally {
-    await source.close();
-  }
-}
-
-function loadTextEncoder(
-  checkpoint: Checkpoint,
-  device: Device,
-  options: LoadOptions,
-): Promise<ClipTextModel> {
-  return loadPart(
-    checkpoint,
-    "text_encoder",
-    device,
-    options,
-    (source, to) => ClipTextModel.load(source, checkpoint.configs.text_encoder, to),
-  );
-}
-
-async function loadParts(
-  checkpoint: Checkpoint,
-  device: Device,
-  options: LoadOptions,
-): Promise<Pick<StableDiffusionParts, "textEncoder" | "unet" | "vae">> {
-  const { configs } = checkpoint;
-  const loaded: { dispose(): void }[] = [];
-  try {
-    const textEncoder = await loadTextEncoder(checkpoint, device, options);
-    loaded.push(textEncoder);
-    const unet = await loadPart(
-      checkpoint,
-      "unet",
-      device,
-      options,
-      (source, to) =>
-        UNet2DConditionModel.load(source, configs.unet, {
-          ...to,
-          quantize: options.weights === "q8",
-        }),
-    );
-    loaded.push(unet);
-    const vae = await loadPart(
-      checkpoint,
-      "vae",
-      device,
-      options,
-      (source, to) => AutoencoderKL.load(source, configs.vae, to),
-    );
-    return { textEncoder, unet, vae };
-  } catch (error) {
-    for (const model of loaded) model.dispose();
-    if (!(error instanceof MemoryError)) throw error;
-    const sizes = Object.values(stateDicts(configs)).flatMap((dict) => [...dict.values()]);
-    const values = sizes.reduce((sum, shape) => sum + sizeOf(shape), 0);
-    const { dtype = "f32" } = options;
-    const half = dtype === "f32" && device.info.f16 ? `, ${megabytes(2 * values)} in f16` : "";
-    throw new MemoryError(
-      `${checkpoint.name}: its weights take ${megabytes(values * bytesPerElement(dtype))} in ` +
-        `${dtype}${half}, besides what pictures take (${error.message})`,
-      { cause: error },
-    );
+    if (this.#origin?.ownsDevice) this.device.dispose();
   }
 }

@@ -112,6 +112,16 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
   };
 }
 
+/** What settings of clips say about a model. */
+export function modelSettings({ source, unet, loras }: StableDiffusion): Record<string, unknown> {
+  return {
+    model: source,
+    ...(loras.length && { loras }),
+    dtype: unet.dtype,
+    ...(unet.quantized && { weights: "q8" }),
+  };
+}
+
 /** The scheduler of that name with the checkpoint's noise schedule, its steps set. */
 export function schedulerFor(sd: StableDiffusion, { scheduler, steps }: Settled): Scheduler {
   // Where the checkpoint says nothing, as Stable Diffusion has it: latents are not bounded as

@@ -14,6 +14,7 @@ import {
   denoise,
   encodePrompts,
   type GenerationOptions,
+  modelSettings,
   schedulerFor,
   settle,
 } from "./generation.ts";
@@ -70,8 +71,7 @@ export function textToImage(
     }
   }
 
-  const weights = unet.quantized && { weights: "q8" };
-  const settings = { ...settled, model: sd.source, dtype: unet.dtype, ...weights };
+  const settings = { ...settled, ...modelSettings(sd) };
   return makeClip({
     sd,
     frameIds: [0],

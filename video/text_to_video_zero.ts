@@ -28,6 +28,7 @@ import {
   denoise,
   encodePrompts,
   type GenerationOptions,
+  modelSettings,
   type Sampler,
   schedulerFor,
   settle,
@@ -176,9 +177,7 @@ export function textToVideo(
       crossFrame,
       motion: useMotion,
       compat,
-      model: sd.source,
-      dtype: unet.dtype,
-      ...(unet.quantized && { weights: "q8" }),
+      ...modelSettings(sd),
     },
     denoise: make(),
   });

@@ -70,7 +70,7 @@ interface Loaded {
 }
 
 async function loadModel(
-  { model: asked, dtype: askedType, weights }: Request,
+  { model: asked, loras, dtype: askedType, weights }: Request,
   device: Device,
   flags: GenerateFlags,
   io: CommandIo,
@@ -78,27 +78,21 @@ async function loadModel(
 ): Promise<Loaded> {
   const remarks: string[] = [];
   const dtype = chooseDtype(askedType, asked === undefined, device.info, remarks);
-  if (asked === undefined) {
-    say(BUILT_IN_NOTE);
-    return {
-      sd: await StableDiffusion.load(undefined, { device, dtype, weights }),
-      origin: {},
-      remarks,
-    };
-  }
-  const { model, modelSha256, ...files } = asked;
-  const variant = asked.variant ?? (dtype === "f16" ? "fp16" : undefined);
+  if (asked === undefined) say(BUILT_IN_NOTE);
   const { hub, end } = showDownload(io, flags.quiet);
+  const shared = { device, dtype, weights, hub, loras };
   try {
+    if (asked === undefined) {
+      return { sd: await StableDiffusion.load(undefined, shared), origin: {}, remarks };
+    }
+    const { model, modelSha256, ...files } = asked;
+    const variant = asked.variant ?? (dtype === "f16" ? "fp16" : undefined);
     const found = await locateModel(model, { ...hub, variant, sha256: modelSha256 });
     const { source, sha256 } = found;
     const sd = await StableDiffusion.load(found.location, {
       ...files,
-      device,
-      dtype,
-      weights,
+      ...shared,
       variant,
-      hub,
       onPart(part) {
         io.signal.throwIfAborted();
         say(`loading ${part} (${dtype})`);

@@ -46,6 +46,8 @@ export interface GenerateFlags {
   tokenizer?: string;
   /** Folder of configurations for a single file. */
   config?: string;
+  /** Adapters of the model. */
+  lora?: LoraRequest[];
   /** Precision. */
   dtype?: DtypeChoice;
   /** Which WebGPU. */
@@ -88,6 +90,16 @@ export interface GenerateFlags {
   crossFrame?: boolean;
   /** Whether frames are moved; absent in `image`. */
   motion?: boolean;
+}
+
+/** A LoRA, in the words of the command line. */
+export interface LoraRequest {
+  /** Path or address. */
+  readonly file: string;
+  /** How strongly. */
+  readonly weight: number;
+  /** What the sha256 of the file must be. */
+  readonly sha256?: string;
 }
 
 /** Type of weights and activations; `auto` lets the model and the adapter decide. */
@@ -164,6 +176,23 @@ export function frameList(text: string): number[] {
   });
 }
 
+/**
+ * A file with a weight behind a colon: `"style.safetensors:0.8"`. Colons of addresses, of drives
+ * (`C:\style.safetensors`) and of what ends like a file are no such colon.
+ */
+export function loraWithWeight(text: string): LoraRequest {
+  const at = text.lastIndexOf(":");
+  const behind = text.slice(at + 1);
+  if (at < 0 || /[/\\]|\.safetensors$/i.test(behind)) return { file: text, weight: 1 };
+  const weight = Number(behind);
+  if (at > 0 && NUMBER.test(behind) && Number.isFinite(weight)) {
+    return { file: text.slice(0, at), weight };
+  }
+  throw new InvalidArgumentError(
+    "It must be a file, with a number behind a colon if wanted, such as style.safetensors:0.8.",
+  );
+}
+
 const SHORT_NAMES = schedulerNames.filter((name) => !name.endsWith("Scheduler")).join(" ");
 
 function schedulerName(text: string): string {
@@ -216,6 +245,12 @@ function addSharedOptions(command: Command): Command {
       number({ least: 0, most: 1 }),
     )
     .option("--model <model>", `Stable Diffusion 1.x: ${MODEL} (default: built in)`)
+    .option(
+      "--lora <file[:weight]>",
+      "LoRA to merge into the model, a .safetensors file or its address (default weight: 1); can " +
+        "be repeated",
+      (text: string, before: LoraRequest[] = []) => [...before, loraWithWeight(text)],
+    )
     .option("--variant <name>", VARIANT)
     .option("--tokenizer <folder>", "where vocab.json and merges.txt are, if not with the model")
     .option("--config <folder>", "diffusers folder whose configurations describe a single file")

@@ -10,7 +10,7 @@ import { disk } from "../output_file.ts";
 import { parseTarget } from "../target.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
-import type { DtypeChoice, GenerateFlags } from "./options.ts";
+import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 
 /** Which command runs. */
 export type Kind = "video" | "image";
@@ -41,6 +41,8 @@ export interface Request {
   readonly model?: ModelRequest;
   /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
   readonly embeddings: readonly string[];
+  /** Adapters to merge into it. */
+  readonly loras: readonly LoraRequest[];
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
@@ -116,6 +118,7 @@ const STORED = {
   tokenizer: "string",
   config: "string",
   modelSha256: "string",
+  loras: "object",
   dtype: "string",
   weights: "string",
   fps: "number",
@@ -125,6 +128,7 @@ const STORED = {
 interface Stored extends TextToVideoOptions, Partial<ModelRequest> {
   prompt?: string;
   embeddings?: string[];
+  loras?: readonly LoraRequest[];
   dtype?: DtypeChoice;
   weights?: "q8";
   fps?: number;
@@ -141,7 +145,8 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const { prompt: stored, embeddings, dtype, weights, fps, ...others } = flags.from === undefined
+  const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = flags.from ===
+      undefined
     ? {}
     : await readStored(flags.from);
   const { model, variant, tokenizer, config, modelSha256, ...kept } = others;
@@ -180,6 +185,7 @@ export async function readRequest(
     options,
     model: modelRequest(flags, { model, variant, tokenizer, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
+    loras: flags.lora ?? loras ?? [],
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
@@ -242,13 +248,22 @@ async function readStored(file: string): Promise<Stored> {
   const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
   for (const [name, type] of entries) {
     const value = settings[name];
-    if (typeof value === type && (type !== "object" || Array.isArray(value))) continue;
+    const right = typeof value === type && (type !== "object" || Array.isArray(value));
+    if (right && (name !== "loras" || areLoras(value))) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
         `${JSON.stringify(value)}; the file was changed, give the settings as options`,
     );
   }
   return Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
+}
+
+function areLoras(value: unknown): boolean {
+  return Array.isArray(value) && value.every((item: unknown) => {
+    const { file, weight, sha256 }: Record<string, unknown> = Object(item);
+    return typeof file === "string" && typeof weight === "number" &&
+      (sha256 === undefined || typeof sha256 === "string");
+  });
 }
 
 /** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
