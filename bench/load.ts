@@ -14,6 +14,9 @@
  * that have arrived by then. What is resident after loading beyond all tensors is the driver's and
  * the engine's.
  *
+ * "Prepared" is the same load onto a device that keeps nothing: reading, converting and packing, all
+ * that this project does, without what the driver makes of the uploads.
+ *
  * @module
  */
 
@@ -24,6 +27,7 @@ import { openDevice } from "../core/device.ts";
 import type { Device } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
 import { InputError } from "../core/errors.ts";
+import { openNullDevice } from "../core/null_gpu.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { type Command, command, count, floatType, path, writeResults } from "./command.ts";
@@ -181,10 +185,14 @@ async function measure(settings: Settings, device: Device): Promise<void> {
   const reading: number[] = [];
   const writing: number[] = [];
   const loads: Load[] = [];
+  const preparing: number[] = [];
   for (let run = 0; run < runs; run++) {
     reading.push(await seconds(() => readPlainly(files)));
     const found = await load(settings, device);
     loads.push(found);
+    const nothing = openNullDevice(device);
+    preparing.push((await load(settings, nothing)).seconds);
+    nothing.dispose();
     writing.push(await seconds(() => writePlainly(device, found.arrived)));
     device.trim();
   }
@@ -195,21 +203,23 @@ async function measure(settings: Settings, device: Device): Promise<void> {
     const [time, rate] = [median(times), count / 1e9 / median(times)];
     console.log(`${what.padEnd(15)}${time.toFixed(2)} s  ${rate.toFixed(2)} GB/s`);
   };
-  const share = (times: readonly number[]) =>
-    `${(100 * median(times.map((time, run) => time / loading[run]))).toFixed(0)} %`;
+  const share = (times: readonly number[], of: readonly number[]) =>
+    `${(100 * median(times.map((time, run) => time / of[run]))).toFixed(0)} %`;
   console.log(`${model}, ${dtype}: ${(bytes / 1e9).toFixed(2)} GB, median of ${runs}`);
   line("read plainly", reading, bytes);
   line("wrote plainly", writing, arrived);
+  line("prepared", preparing, bytes);
   line("loaded", loading, bytes);
   const both = reading.map((time, run) => time + writing[run]);
-  console.log(
-    `share          ${share(reading)} of reading, ${share(both)} of reading, then writing`,
-  );
+  console.log(`prepared at    ${share(reading, preparing)} of the rate of reading`);
+  const shares = [share(reading, loading), share(both, loading)];
+  console.log(`loaded at      ${shares[0]} of reading, ${shares[1]} of reading, then writing`);
   console.log(
     `host memory    ${(peak / MiB).toFixed(0)} MiB at most, ${(after / MiB).toFixed(0)} MiB after`,
   );
   const hostMemory = { peak, after };
-  const result = { setting, model, dtype, bytes, arrived, reading, writing, loading, hostMemory };
+  const times = { reading, writing, preparing, loading };
+  const result = { setting, model, dtype, bytes, arrived, ...times, hostMemory };
   await writeResults({ json }, result);
 }
 
