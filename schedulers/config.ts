@@ -58,11 +58,11 @@ export interface SchedulerConfig {
   readonly variance_type: "fixed_small" | "fixed_small_log" | "fixed_large" | "fixed_large_log";
   /** Space the noise levels as Karras et al. do (arXiv:2206.00364, equation 5). */
   readonly use_karras_sigmas: boolean;
-  /** Other spacings of the noise levels are not supported. */
-  readonly use_exponential_sigmas: false;
-  /** Other spacings of the noise levels are not supported. */
-  readonly use_beta_sigmas: false;
-  /** Other spacings of the noise levels are not supported. */
+  /** Space the logarithms of the noise levels evenly. */
+  readonly use_exponential_sigmas: boolean;
+  /** Space the noise levels as quantiles of Beta(0.6, 0.6) (arXiv:2407.12173). */
+  readonly use_beta_sigmas: boolean;
+  /** Not supported; with their ρ of 1 they are the exponential levels. */
   readonly use_lu_lambdas: false;
   /** Flow matching is not supported. */
   readonly use_flow_sigmas: false;
@@ -160,6 +160,8 @@ const boolean = oneOf(true, false);
 const positive: Rule = ["a number above 0", (value) => isNumber(value) && value > 0];
 const beta: Rule = ["a number from 0 to 1", isBeta];
 
+const LEVEL_KEYS = ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"] as const;
+
 const RULES: { readonly [Key in keyof SchedulerConfig]: Rule } = {
   num_train_timesteps: whole(1, 1e6),
   beta_start: beta,
@@ -181,8 +183,8 @@ const RULES: { readonly [Key in keyof SchedulerConfig]: Rule } = {
   skip_prk_steps: boolean,
   variance_type: oneOf("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
   use_karras_sigmas: boolean,
-  use_exponential_sigmas: oneOf(false),
-  use_beta_sigmas: oneOf(false),
+  use_exponential_sigmas: boolean,
+  use_beta_sigmas: boolean,
   use_lu_lambdas: oneOf(false),
   use_flow_sigmas: oneOf(false),
   final_sigmas_type: oneOf("zero", "sigma_min"),
@@ -237,6 +239,10 @@ export function resolveConfig(
       config.sample_max_value,
       "at most 1 (a fixed limit)",
     );
+  }
+  const levels = LEVEL_KEYS.filter((key) => config[key]);
+  if (levels.length > 1) {
+    throw refusal(scheduler, levels[1], true, `false where ${levels[0]} is true`);
   }
   return config;
 }

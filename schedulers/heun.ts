@@ -18,6 +18,8 @@ import { derivative, SigmaScheduler } from "./sigmas.ts";
 export class HeunDiscreteScheduler extends SigmaScheduler {
   /** Model calls of one step. */
   override readonly order = 2;
+  /** Every other place: that of the Euler halves. */
+  stepStarts: readonly number[] = [];
 
   /**
    * Completes the settings of a `scheduler_config.json`.
@@ -42,6 +44,7 @@ export class HeunDiscreteScheduler extends SigmaScheduler {
     super.setTimesteps(numInferenceSteps);
     const twice = (values: readonly number[]) => values.flatMap((value) => [value, value]);
     this.timesteps = twice(this.timesteps).slice(1);
+    this.stepStarts = Array.from({ length: numInferenceSteps }, (_, step) => 2 * step);
     this.sigmas = [...twice(this.sigmas.slice(0, -1)).slice(1), ...this.sigmas.slice(-1)];
   }
 

@@ -43,6 +43,8 @@ export class PNDMScheduler implements Scheduler {
   timesteps: readonly number[] = [];
   /** The part of `timesteps` that the Runge–Kutta warm-up takes; empty for PLMS alone. */
   prkTimesteps: readonly number[] = [];
+  /** All places except those within a Runge–Kutta step, or of a first step that is made again. */
+  stepStarts: readonly number[] = [];
   readonly #alphas: Float64Array;
   readonly #run = new RunState();
   #stride = 1;
@@ -75,6 +77,9 @@ export class PNDMScheduler implements Scheduler {
       this.prkTimesteps = middles.flatMap((t) => [t, t]).slice(1, -1);
       this.timesteps = [...this.prkTimesteps, ...spaced.slice(3)];
     }
+    const warm = this.prkTimesteps.length;
+    this.stepStarts = [...this.timesteps.keys()]
+      .filter((i) => warm ? i >= warm || i % 4 === 0 : i !== 1 || numInferenceSteps === 1);
     this.reset();
   }
 

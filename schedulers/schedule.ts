@@ -46,6 +46,16 @@ export interface Scheduler {
   /** `"vp"`: samples are √ᾱ·x₀ + √(1−ᾱ)·ε. `"sigma"`: samples are x₀ + σ·ε. */
   readonly space: "vp" | "sigma";
   /**
+   * Noise levels σ = √((1−ᾱ)/ᾱ) of the timesteps, and the one after the last step; absent where the
+   * levels are ᾱ at the timesteps.
+   */
+  readonly sigmas?: readonly number[];
+  /**
+   * Places in `timesteps` where a step begins, for methods that call the model several times in a
+   * step; absent where every place is one.
+   */
+  readonly stepStarts?: readonly number[];
+  /**
    * Chooses timesteps and forgets the history.
    *
    * @throws {InputError} if the number cannot be used.

@@ -53,12 +53,52 @@ function timestepAt(table: readonly number[], sigma: number): number {
   return low + Math.min(Math.max(share, 0), 1);
 }
 
-/** Levels between two σ whose 7th roots are evenly spaced (arXiv:2206.00364, equation 5). */
-function karrasSigmas(max: number, min: number, steps: number): number[] {
-  const rho = 7;
+/**
+ * Levels from `max` down to `min` that do not follow timesteps; `null` if the settings want none.
+ *
+ * Karras: 7th roots evenly spaced (arXiv:2206.00364, equation 5); exponential: logarithms evenly
+ * spaced; beta: quantiles of Beta(0.6, 0.6) (arXiv:2407.12173).
+ */
+function freeLevels(
+  config: SchedulerConfig,
+  max: number,
+  min: number,
+  steps: number,
+): number[] | null {
   const ramp = linspace(0, 1, steps);
-  const [top, bottom] = [max ** (1 / rho), min ** (1 / rho)];
-  return ramp.map((share) => (top + share * (bottom - top)) ** rho);
+  if (config.use_karras_sigmas) {
+    const rho = 7;
+    const [top, bottom] = [max ** (1 / rho), min ** (1 / rho)];
+    return ramp.map((share) => (top + share * (bottom - top)) ** rho);
+  }
+  if (config.use_exponential_sigmas) return ramp.map((share) => max * (min / max) ** share);
+  if (config.use_beta_sigmas) return ramp.map((share) => min + (max - min) * quantile(1 - share));
+  return null;
+}
+
+const BETA = 0.6;
+
+/** ∫₀ˣ (u(1−u))^(BETA−1) du for x ≤ ½, by the binomial series of (1−u)^(BETA−1). */
+function betaIntegral(x: number): number {
+  let [term, total] = [1, 0];
+  for (let n = 0; n < 60; n++) {
+    total += term / (BETA + n);
+    term *= x * (n + 1 - BETA) / (n + 1);
+  }
+  return total * x ** BETA;
+}
+
+/** Where the distribution function of Beta(0.6, 0.6) has the value `share`, 0 … 1. */
+function quantile(share: number): number {
+  if (share > 0.5) return 1 - quantile(1 - share);
+  const target = share * 2 * betaIntegral(0.5);
+  let [low, high] = [0, 0.5];
+  for (let i = 0; i < 52; i++) {
+    const middle = (low + high) / 2;
+    if (betaIntegral(middle) < target) low = middle;
+    else high = middle;
+  }
+  return (low + high) / 2;
 }
 
 function withFinal(config: SchedulerConfig, sigmas: number[], table: readonly number[]): number[] {
@@ -74,11 +114,11 @@ function eulerSchedule(
 ): SigmaSchedule {
   const timesteps = spacedTimesteps(config, steps).map(Math.fround);
   const sigmas = timesteps.map((t) => sigmaAt(table, t));
-  if (!config.use_karras_sigmas) return { timesteps, sigmas: withFinal(config, sigmas, table) };
-  const karras = karrasSigmas(sigmas[0], sigmas[steps - 1], steps);
+  const free = freeLevels(config, sigmas[0], sigmas[steps - 1], steps);
+  if (!free) return { timesteps, sigmas: withFinal(config, sigmas, table) };
   return {
-    timesteps: karras.map((sigma) => Math.fround(timestepAt(table, sigma))),
-    sigmas: withFinal(config, karras, table),
+    timesteps: free.map((sigma) => Math.fround(timestepAt(table, sigma))),
+    sigmas: withFinal(config, free, table),
   };
 }
 
@@ -89,17 +129,17 @@ export function solverSchedule(
   steps: number,
   last: number = table.length,
 ): SigmaSchedule {
-  if (!config.use_karras_sigmas) {
+  const free = freeLevels(config, table[table.length - 1], table[0], steps);
+  if (!free) {
     const timesteps = solverTimesteps(config, steps, last);
     const sigmas = timesteps.map((t) => sigmaAt(table, t));
     return { timesteps, sigmas: withFinal(config, sigmas, table) };
   }
-  const karras = karrasSigmas(table[table.length - 1], table[0], steps);
   // The reference truncates instead of rounding for the cosine schedule.
   const whole = config.beta_schedule === "squaredcos_cap_v2" ? Math.floor : roundHalfEven;
   return {
-    timesteps: karras.map((sigma) => whole(timestepAt(table, sigma))),
-    sigmas: withFinal(config, karras, table),
+    timesteps: free.map((sigma) => whole(timestepAt(table, sigma))),
+    sigmas: withFinal(config, free, table),
   };
 }
 

@@ -7,10 +7,17 @@
 
 import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { concat, narrow } from "../kernels/mod.ts";
 import { checkClipSkip, type PromptOptions } from "../models/prompt.ts";
 import { looksWeighted, parsePromptWeights } from "../models/prompt_weights.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
-import { createScheduler, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
+import {
+  createScheduler,
+  DDIMInverseScheduler,
+  type Scheduler,
+  type SchedulerConfig,
+  type TimestepSpacing,
+} from "../schedulers/mod.ts";
 import type { ClipStep } from "./clip.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import type { NoiseSource } from "./noise.ts";
@@ -23,6 +30,11 @@ export interface GenerationOptions extends PromptOptions {
   steps?: number;
   /** Classifier-free guidance; 1 and below use the prompt alone. Default: the model's, or 7.5. */
   guidanceScale?: number;
+  /**
+   * How much of the guided noise's spread is brought back to that of the prompt alone, 0 … 1
+   * (arXiv:2305.08891, section 3.4): less overexposed where guidance is strong. Default 0.
+   */
+  guidanceRescale?: number;
   /** What the pictures shall not show. Default: empty. */
   negativePrompt?: string;
   /** Start of the random numbers. Default 0. */
@@ -31,8 +43,10 @@ export interface GenerationOptions extends PromptOptions {
   width?: number;
   /** Pixels, a multiple of 8. Default: as `width`'s. */
   height?: number;
-  /** Name of the scheduler. Default `"ddim"`, the method's own. */
+  /** Name of the scheduler, as {@link createScheduler} knows it. Default `"ddim"`, the method's own. */
   scheduler?: string;
+  /** How its timesteps lie among the training timesteps. Default: the model's, or the scheduler's. */
+  timestepSpacing?: TimestepSpacing;
   /** Share of fresh noise in each DDIM step, 0 … 1. Default 0. */
   eta?: number;
   /** Stops the work within a step. */
@@ -47,12 +61,17 @@ export interface Settled extends Readonly<Required<PromptOptions>> {
   readonly embeddings: readonly string[];
   readonly steps: number;
   readonly guidanceScale: number;
+  readonly guidanceRescale: number;
   readonly seed: number;
   readonly width: number;
   readonly height: number;
   readonly scheduler: string;
+  /** Absent where model or scheduler decide. */
+  readonly timestepSpacing?: TimestepSpacing;
   readonly eta: number;
 }
+
+const SPACINGS: readonly TimestepSpacing[] = ["leading", "trailing", "linspace"];
 
 /** Refuses a number that is not finite, not whole where it must be, or out of bounds. */
 export function checkNumber(
@@ -93,6 +112,12 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
     }
     return pixels;
   };
+  const { timestepSpacing } = options;
+  if (timestepSpacing !== undefined && !SPACINGS.includes(timestepSpacing)) {
+    throw new InputError(
+      `timestepSpacing must be one of ${SPACINGS.join(", ")}, got ${String(timestepSpacing)}`,
+    );
+  }
   const steps = options.steps ?? options.numInferenceSteps ?? defaults.steps;
   const guidanceScale = options.guidanceScale ?? defaults.guidanceScale;
   return {
@@ -104,10 +129,15 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
     embeddings: sd.inversions.map(({ source }) => source),
     steps: checkNumber("steps", steps, { least: 1, most: 1000, whole: true }),
     guidanceScale: checkNumber("guidanceScale", guidanceScale, { least: 0 }),
+    guidanceRescale: checkNumber("guidanceRescale", options.guidanceRescale ?? 0, {
+      least: 0,
+      most: 1,
+    }),
     seed: checkNumber("seed", options.seed ?? 0, { whole: true }),
     width: side("width"),
     height: side("height"),
     scheduler: options.scheduler ?? "ddim",
+    ...(timestepSpacing && { timestepSpacing }),
     eta: checkNumber("eta", options.eta ?? 0, { least: 0, most: 1 }),
   };
 }
@@ -122,13 +152,26 @@ export function modelSettings({ source, unet, loras }: StableDiffusion): Record<
   };
 }
 
-/** The scheduler of that name with the checkpoint's noise schedule, its steps set. */
-export function schedulerFor(sd: StableDiffusion, { scheduler, steps }: Settled): Scheduler {
+/**
+ * The scheduler of that name with the checkpoint's noise schedule, its steps set.
+ *
+ * @throws {InputError} if there is none, or it cannot make pictures in so many steps.
+ */
+export function schedulerFor(
+  sd: StableDiffusion,
+  { scheduler, steps, timestepSpacing }: Settled,
+): Scheduler {
   // Where the checkpoint says nothing, as Stable Diffusion has it: latents are not bounded as
   // pixels are, and PNDM begins without Runge–Kutta steps.
   const latent = { clip_sample: false, skip_prk_steps: true };
-  const config = { ...latent, ...sd.schedulerConfig } as Partial<SchedulerConfig>;
+  const spacing = timestepSpacing && { timestep_spacing: timestepSpacing };
+  const config = { ...latent, ...sd.schedulerConfig, ...spacing } as Partial<SchedulerConfig>;
   const made = createScheduler(scheduler, config);
+  if (made instanceof DDIMInverseScheduler) {
+    throw new InputError(
+      `scheduler must lead from noise to pictures, and ${scheduler} leads back; choose ddim`,
+    );
+  }
   made.setTimesteps(steps);
   return made;
 }
@@ -176,6 +219,11 @@ export async function encodePrompts(
 export interface Sampler {
   readonly unet: GuidedUNet;
   readonly scheduler: Scheduler;
+  /**
+   * Steps all frames but the first. Two histories are needed where the frames have come different
+   * ways: what a multistep method remembers of one frame says nothing about another.
+   */
+  readonly others?: Scheduler;
   readonly noise: NoiseSource;
   readonly eta: number;
   readonly signal?: AbortSignal;
@@ -225,7 +273,7 @@ export async function* denoise(
 
 /** One denoising step of all frames: `x_{t−1} = step(ε(x_t, t), t, x_t)`. */
 async function denoiseStep(
-  { unet, scheduler, noise, eta, signal }: Sampler,
+  { unet, scheduler, others, noise, eta, signal }: Sampler,
   x: Tensor,
   timestep: number,
 ): Promise<{ noisePrediction: Tensor; latents: Tensor }> {
@@ -242,9 +290,16 @@ async function denoiseStep(
   const prediction = unet.predict(input, timestep, afterGroup).finally(() => input.dispose());
   const noisePrediction = await prediction;
   const latents = device.scope(() => {
-    const positions = [...Array(x.shape[0]).keys()];
-    const generator = { randn: (shape: readonly number[]) => noise.frames(positions, shape) };
-    return scheduler.step(noisePrediction, timestep, x, { eta, generator }).prevSample;
+    const step = (by: Scheduler, first: number, count: number): Tensor => {
+      const positions = Array.from({ length: count }, (_, i) => first + i);
+      const generator = { randn: (shape: readonly number[]) => noise.frames(positions, shape) };
+      const part = narrow(x, 0, first, count);
+      const output = narrow(noisePrediction, 0, first, count);
+      return by.step(output, timestep, part, { eta, generator }).prevSample;
+    };
+    const [frames] = x.shape;
+    if (!others) return step(scheduler, 0, frames);
+    return concat([step(scheduler, 0, 1), step(others, 1, frames - 1)], 0);
   }).keep();
   await device.sync();
   return { noisePrediction, latents };

@@ -15,7 +15,7 @@ import type { Device } from "../core/device.ts";
 import { MemoryError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { assign, concat, linearCombination, narrow } from "../kernels/mod.ts";
+import { add, assign, concat, div, linearCombination, mul, narrow, std } from "../kernels/mod.ts";
 import { disposeCache, type FrameAttention, type KeyValueCache } from "../models/attention.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
 
@@ -23,6 +23,8 @@ import type { UNet2DConditionModel } from "../models/unet.ts";
 export interface GuidedUNetOptions {
   /** Weight of the prompt against the negative prompt; at 1 and below only the prompt is used. */
   readonly guidanceScale: number;
+  /** Share in which {@link rescaleGuidance} is applied, 0 … 1. */
+  readonly guidanceRescale: number;
   /** Whether frames attend to the first frame, or each to itself. */
   readonly crossFrame: boolean;
   /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
@@ -173,7 +175,7 @@ export class GuidedUNet implements Disposable {
 
   #record(shape: readonly number[], isAnchor: boolean): Group {
     const { device } = this.#unet;
-    const { guidanceScale, crossFrame } = this.#options;
+    const { guidanceScale, guidanceRescale = 0, crossFrame } = this.#options;
     const frames = shape[0];
     const sample = device.empty(shape).keep();
     const timestep = device.empty([1]).keep();
@@ -189,7 +191,8 @@ export class GuidedUNet implements Disposable {
           return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
         });
         if (noise.length === 1) return noise[0];
-        return linearCombination([1 - guidanceScale, guidanceScale], noise);
+        const guided = linearCombination([1 - guidanceScale, guidanceScale], noise);
+        return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
       }, this.#arena);
       return { sample, timestep, plan };
     } catch (error) {
@@ -227,4 +230,18 @@ function rowsThatBind(unet: UNet2DConditionModel, [h, w]: readonly [number, numb
   const perRow = 8 * unet.config.blockOutChannels[0] * h * w * bytes;
   const { maxStorageBufferBindingSize } = unet.device.gpu.limits;
   return Math.max(1, Math.min(MOST_ROWS, Math.floor(maxStorageBufferBindingSize / perRow)));
+}
+
+/**
+ * Brings the standard deviation of every frame's guided noise towards that of the prompt alone:
+ * `ε·(φ·std(ε_pos)/std(ε) + 1 − φ)` (arXiv:2305.08891, equations 15 and 16).
+ *
+ * @param guided `[frames, C, h, w]`.
+ * @param positive Of the same shape.
+ * @param share φ.
+ */
+export function rescaleGuidance(guided: Tensor, positive: Tensor, share: number): Tensor {
+  const spread = (x: Tensor) => std(x, [1, 2, 3], { keepdim: true });
+  const ratio = div(spread(positive), spread(guided));
+  return mul(guided, add(mul(ratio, share), 1 - share));
 }

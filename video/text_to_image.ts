@@ -20,6 +20,7 @@ import {
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { noisePerFrame } from "./noise.ts";
+import { samplerWarnings } from "./sampler_warnings.ts";
 
 /** Options of {@link textToImage}. */
 export interface TextToImageOptions extends GenerationOptions {
@@ -39,7 +40,7 @@ export function textToImage(
 ): Clip {
   const settled = settle(sd, prompt, options);
   const scheduler = schedulerFor(sd, settled);
-  const { width, height, guidanceScale, seed, eta } = settled;
+  const { width, height, guidanceScale, guidanceRescale, seed, eta } = settled;
   const { device, factor, unet } = sd;
   const { signal } = options;
   const shape = [1, unet.config.outChannels, height / factor, width / factor] as const;
@@ -47,13 +48,18 @@ export function textToImage(
     throw new ShapeError(`latents must have shape [${shape}], got [${options.latents.shape}]`);
   }
   const noise = noisePerFrame(seed, [0]);
-  const warnings: string[] = [];
+  const warnings = samplerWarnings(settled, scheduler);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = await encodePrompts(sd, settled, warnings);
     const [, , ...cells] = shape;
     const relieve = () => sd.releaseTextEncoder();
-    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame: false, relieve });
+    const guided = new GuidedUNet(unet, text, cells, {
+      guidanceScale,
+      guidanceRescale,
+      crossFrame: false,
+      relieve,
+    });
     text.dispose();
     try {
       const start = device.scope(() => {

@@ -36,6 +36,7 @@ import {
 import { GuidedUNet } from "./guided_unet.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
 import { noiseOfDiffusers, noisePerFrame } from "./noise.ts";
+import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
 
 /** Options of {@link textToVideo}. */
 export interface TextToVideoOptions extends GenerationOptions {
@@ -47,7 +48,7 @@ export interface TextToVideoOptions extends GenerationOptions {
   motionFieldStrengthX?: number;
   /** Motion of the camera downwards, in 512ths of the height a frame. Default: as above. */
   motionFieldStrengthY?: number;
-  /** Steps that lie below T0: an index from the end of the timesteps. Default: 44 of 50. */
+  /** Steps that lie below T0, the one at T0 not counted. Default: 44 of 50. */
   t0?: number;
   /** Steps that lie below T1; `t0 < t1 < steps`. Default: 47 of 50. */
   t1?: number;
@@ -128,7 +129,7 @@ export function textToVideo(
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
   const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
-  const { width, height, guidanceScale, eta, seed } = settled;
+  const { width, height, guidanceScale, guidanceRescale, eta, seed } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
   checkGiven("latents", options.latents, latentShape);
@@ -136,24 +137,37 @@ export function textToVideo(
   const noise = compat === "diffusers"
     ? noiseOfDiffusers(options.generator ?? new Generator(seed))
     : noisePerFrame(seed, frameIds);
-  const warnings: string[] = [];
+  // diffusers has one history: that of the first frame, which the others go on from.
+  const several = frameIds.length > 1 && compat !== "diffusers";
+  const others = several ? schedulerFor(sd, settled) : undefined;
+  const warnings = [
+    ...samplerWarnings(settled, scheduler),
+    ...videoWarnings(settled, scheduler, frameIds.length, compat),
+  ];
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = await encodePrompts(sd, settled, warnings);
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
     const relieve = () => sd.releaseTextEncoder();
-    const guided = new GuidedUNet(unet, text, cells, { guidanceScale, crossFrame, rows, relieve });
+    const guided = new GuidedUNet(unet, text, cells, {
+      guidanceScale,
+      guidanceRescale,
+      crossFrame,
+      rows,
+      relieve,
+    });
     text.dispose();
     try {
       return yield* algorithm1(
-        { unet: guided, scheduler, noise, eta, signal },
+        { unet: guided, scheduler, others, noise, eta, signal },
         video,
         options,
       );
     } finally {
       guided.dispose();
       scheduler.reset();
+      others?.reset();
       device.trim();
     }
   }
@@ -185,7 +199,7 @@ export function textToVideo(
 
 /** Algorithm 1 of the paper. Yields after every step and returns x_0 of all frames. */
 async function* algorithm1(
-  sampler: Sampler,
+  { others, ...sampler }: Sampler,
   video: VideoSettings,
   options: TextToVideoOptions,
 ): AsyncGenerator<ClipStep, Tensor> {
@@ -193,7 +207,7 @@ async function* algorithm1(
   const { frameIds, latentShape, t0, t1 } = video;
   const { device } = sampler.unet;
   const see = options.onIntermediate ?? (() => {});
-  const { toT1, t1ToT0, fromT1 } = segments(scheduler.timesteps, t0, t1);
+  const { toT1, t1ToT0, fromT1 } = segments(scheduler, t0, t1);
   const alone = frameIds.length === 1;
   const total = toT1.length + (alone ? 0 : t1ToT0.length) + fromT1.length;
   const owned: Disposable[] = [];
@@ -220,13 +234,12 @@ async function* algorithm1(
     // 2. Every other frame: the first frame's latents at T0, moved, and noised up to T1.
     const x = startFrames(sampler, atT1, atT0, { ...video, t1ToT0, fromT1 }, options);
 
-    // 3. All frames together, from T1. What a multistep solver remembers belongs to the first
-    // frame's own way; diffusers' pipeline goes on from what it remembered at T1.
-    scheduler.reset();
-    if (options.compat === "diffusers") scheduler.restore(history);
+    // 3. All frames together, from T1. The first frame goes on from where it was, with what a
+    // multistep solver remembered there; the others begin anew.
+    scheduler.restore(history);
     see("timesteps_2", fromT1);
     before += t1ToT0.length;
-    return yield* denoise(sampler, x, fromT1, { phase: "frames", before, total });
+    return yield* denoise({ ...sampler, others }, x, fromT1, { phase: "frames", before, total });
   } finally {
     for (const item of owned) item[Symbol.dispose]();
   }
@@ -245,11 +258,16 @@ function startFrames(
   const see = options.onIntermediate ?? (() => {});
   const others = frameIds.length - 1;
   const shape = [others, ...latentShape.slice(1)];
-  const T1 = fromT1[0];
-  // The timestep that the first frame would see next: one below the last of T1 … T0.
-  const T0 = fromT1[t1ToT0.length] ?? 0;
+  // T0 is the timestep that the first frame would see next: one below the last of T1 … T0.
+  const [T0, T1] = [fromT1[t1ToT0.length], fromT1[0]];
   see("t0_t1", [T0, T1]);
-  const jump = forwardJump(scheduler, T0, T1);
+  const at = scheduler.timesteps.length - fromT1.length;
+  const levels = options.compat === "diffusers" && scheduler.space === "vp"
+    ? undefined
+    : scheduler.sigmas;
+  const jump = levels
+    ? jumpBetween(scheduler.space, levels[at + t1ToT0.length], levels[at])
+    : forwardJump(scheduler, T0, T1);
   if (jump.alphaProduct !== null) see("alpha_prod", [jump.alphaProduct]);
   return device.scope(() => {
     const all = device.empty([frameIds.length, ...latentShape.slice(1)]);
@@ -271,30 +289,45 @@ function startFrames(
   }).keep();
 }
 
-/**
- * The forward process from T0 to T1 in one step: `x_T1 = √A·x_T0 + √(1−A)·e` with
- * `A = Π α_t, t = T0 … T1−1`; for latents kept as `x_0 + σ·ε`, `x_T1 = x_T0 + √(σ_T1² − σ_T0²)·e`.
- */
-function forwardJump(
-  { config, space }: Scheduler,
-  T0: number,
-  T1: number,
-): { signal: number; noise: number; alphaProduct: number | null } {
-  if (space === "vp") {
-    const A = forwardAlphaProduct(config as Partial<SchedulerConfig>, T0, T1);
-    return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
-  }
-  const varianceAt = (t: number) => {
-    const alpha = forwardAlphaProduct(config as Partial<SchedulerConfig>, 0, Math.round(t) + 1);
-    return (1 - alpha) / alpha;
-  };
-  return { signal: 1, noise: Math.sqrt(varianceAt(T1) - varianceAt(T0)), alphaProduct: null };
+/** What is left of the latents at T0, and how much noise comes to them; A where there is one. */
+interface Jump {
+  readonly signal: number;
+  readonly noise: number;
+  readonly alphaProduct: number | null;
 }
 
-/** diffusers' index convention: t0 and t1 count from the end of the timesteps. */
-function segments(timesteps: readonly number[], t0: number, t1: number): Segments {
-  const atT1 = timesteps.length - t1 - 1;
-  const atT0 = timesteps.length - t0 - 1;
+/**
+ * The forward process from T0 to T1 in one step: `x_T1 = √A·x_T0 + √(1−A)·e` with
+ * `A = Π α_t, t = T0 … T1−1`, as the original code has it.
+ */
+function forwardJump({ config }: Scheduler, T0: number, T1: number): Jump {
+  const A = forwardAlphaProduct(config as Partial<SchedulerConfig>, T0, T1);
+  return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
+}
+
+/**
+ * The same between levels σ = √((1−ᾱ)/ᾱ): `A = ᾱ_T1 / ᾱ_T0`; for latents kept as `x_0 + σ·ε`,
+ * `x_T1 = x_T0 + √(σ_T1² − σ_T0²)·e`.
+ */
+function jumpBetween(space: Scheduler["space"], atT0: number, atT1: number): Jump {
+  if (space === "sigma") {
+    return { signal: 1, noise: Math.sqrt(atT1 ** 2 - atT0 ** 2), alphaProduct: null };
+  }
+  const A = (1 + atT0 ** 2) / (1 + atT1 ** 2);
+  return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
+}
+
+/** Places in the timesteps where a step begins. */
+function stepStarts({ timesteps, stepStarts }: Scheduler): readonly number[] {
+  return stepStarts ?? [...timesteps.keys()];
+}
+
+/** t0 and t1 count steps from the end, as in diffusers, which has one timestep a step. */
+function segments(scheduler: Scheduler, t0: number, t1: number): Segments {
+  const { timesteps } = scheduler;
+  const starts = stepStarts(scheduler);
+  const atT1 = starts[starts.length - t1 - 1];
+  const atT0 = starts[starts.length - t0 - 1];
   return {
     toT1: timesteps.slice(0, atT1),
     t1ToT0: timesteps.slice(atT1, atT0),
@@ -321,7 +354,7 @@ function jumpFrom(
   options: TextToVideoOptions,
   defaults: StableDiffusion["defaults"],
 ): { t0: number; t1: number } {
-  const count = scheduler.timesteps.length;
+  const count = stepStarts(scheduler).length;
   const single = count === 1 || (options.frames ?? options.frameIds?.length ?? 8) === 1;
   if (single && options.t0 === undefined && options.t1 === undefined) {
     return { t0: 0, t1: count - 1 };
@@ -333,7 +366,7 @@ function jumpFrom(
   if (t0 >= t1 || t1 >= count) {
     throw new InputError(
       `t0 and t1 count steps from the end and must satisfy t0 < t1 < ${count} (the number of ` +
-        `timesteps), got t0 = ${t0} and t1 = ${t1}`,
+        `steps), got t0 = ${t0} and t1 = ${t1}`,
     );
   }
   return { t0, t1 };

@@ -6,7 +6,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
-import { createScheduler, schedulerNames } from "../../schedulers/mod.ts";
+import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
 export interface GenerateFlags {
@@ -24,6 +24,8 @@ export interface GenerateFlags {
   height?: number;
   /** Weight of the prompt. */
   guidance?: number;
+  /** Share in which the spread of the guided noise is brought back. */
+  guidanceRescale?: number;
   /** What not to show. */
   negative?: string;
   /** Read brackets as weights. */
@@ -36,6 +38,8 @@ export interface GenerateFlags {
   embedding?: string[];
   /** Name of the scheduler. */
   scheduler?: string;
+  /** How its timesteps lie. */
+  timestepSpacing?: TimestepSpacing;
   /** Share of fresh noise in each step. */
   eta?: number;
   /** Folder, file, id or address of the model. */
@@ -193,7 +197,7 @@ export function loraWithWeight(text: string): LoraRequest {
   );
 }
 
-const SHORT_NAMES = schedulerNames.filter((name) => !name.endsWith("Scheduler")).join(" ");
+const SHORT_NAMES = samplers.map(({ name }) => name).join(" ");
 
 function schedulerName(text: string): string {
   try {
@@ -220,6 +224,11 @@ function addSharedOptions(command: Command): Command {
     .option("--width <px>", "multiple of 8 (default: the model's)", whole(1))
     .option("--height <px>", "multiple of 8 (default: the model's)", whole(1))
     .option("--guidance <x>", "weight of the prompt (default: the model's)", number({ least: 0 }))
+    .option(
+      "--guidance-rescale <x>",
+      "share of overexposure to take back where guidance is strong, 0 to 1 (default: 0)",
+      number({ least: 0, most: 1 }),
+    )
     .option("--negative <prompt>", "what not to show")
     .option("--prompt-weights", "read (more), [less] and (word:1.3) in prompts as weights")
     .option("--long-prompt", "take prompts of any length (default: 75 tokens of them)")
@@ -235,9 +244,13 @@ function addSharedOptions(command: Command): Command {
       collect,
     )
     .option(
-      "--scheduler <name>",
-      `${SHORT_NAMES} (default: ddim)`,
+      "--sampler, --scheduler <name>",
+      `${SHORT_NAMES}; "karras", "exponential" or "beta" may follow (default: ddim)`,
       schedulerName,
+    )
+    .addOption(
+      new Option("--timestep-spacing <kind>", "how its timesteps lie (default: the model's)")
+        .choices(["leading", "trailing", "linspace"]),
     )
     .option(
       "--eta <x>",
