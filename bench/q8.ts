@@ -20,6 +20,7 @@ import { Generator } from "../core/random.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { type Command, command, count, flag, floatType, path, writeResults } from "./command.ts";
+import { psnrOf } from "./psnr.ts";
 import { describeSetting, settingOf } from "./setting.ts";
 
 const HELP = `usage: q8 [model] [options]
@@ -112,12 +113,6 @@ function relativeError(got: Float32Array, want: Float32Array): number {
     norm += value ** 2;
   });
   return Math.sqrt(error / norm);
-}
-
-/** Peak signal-to-noise ratio of bytes, in decibels. */
-function psnrOf(got: Uint8Array, want: Uint8Array): number {
-  const squares = want.reduce((sum, value, i) => sum + (got[i] - value) ** 2, 0);
-  return 10 * Math.log10(255 ** 2 * want.length / squares);
 }
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

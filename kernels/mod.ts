@@ -67,6 +67,8 @@ export {
   type VarianceOptions,
 } from "./reduce.ts";
 export { argmax } from "./argmax.ts";
+export { mergeSlots } from "./merge_slots.ts";
+export { scatterMean } from "./scatter_mean.ts";
 export { cumprod, cumsum } from "./cumulative.ts";
 export { logSoftmax, softmax } from "./softmax.ts";
 export { timestepEmbedding, type TimestepEmbeddingOptions } from "./time_embedding.ts";

@@ -11,8 +11,9 @@
 
 import { ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { attention, type AttentionMode, geglu, slice } from "../kernels/mod.ts";
+import { add, attention, type AttentionMode, geglu, slice } from "../kernels/mod.ts";
 import { type Layer, linear, norm, tokenNorm } from "./layers.ts";
+import { matchTokens, type TokenMerging } from "./token_merging.ts";
 import type { Weights } from "./weights.ts";
 
 /** Keys and values of one attention layer, `[B, C, N]` each. */
@@ -46,6 +47,8 @@ export interface FrameAttention {
    * then hold the anchor alone; a filled one is used instead of projecting them again.
    */
   readonly anchor?: KeyValueCache;
+  /** Merges tokens around self-attention in the blocks of full resolution. Default: none. */
+  readonly merge?: TokenMerging;
 }
 
 /** Frames that do not see each other. */
@@ -57,7 +60,7 @@ export interface AttentionLayer {
   project(tokens: Tensor): KeyValue;
   /** `residual + to_out(softmax(q kᵀ/√d) v)`, with keys and values of some rows. */
   attend(
-    residual: Tensor,
+    residual: Tensor | null,
     x: Tensor,
     kv: KeyValue,
     frames: FrameAttention,
@@ -141,8 +144,12 @@ export function transformerBlock(
   const forward = w.module((x: Tensor, text: KeyValueCache, frames: FrameAttention) => {
     const h1 = x.device.scope(() => {
       const h = norm1(x);
-      const { kv, kvFrames } = selfKeyValue(attn1, path, h, frames);
-      return attn1.attend(x, h, kv, frames, kvFrames);
+      const attend = (residual: Tensor | null, tokens: Tensor) => {
+        const { kv, kvFrames } = selfKeyValue(attn1, path, tokens, frames);
+        return attn1.attend(residual, tokens, kv, frames, kvFrames);
+      };
+      const matched = matchTokens(x, frames.merge);
+      return matched ? add(x, matched.unmerge(attend(null, matched.merge(h)))) : attend(x, h);
     });
     const kv = text.get(path) as KeyValue;
     // One text row serves all frames of its guidance row.

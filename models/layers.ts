@@ -41,7 +41,7 @@ export function conv(
   channels: number,
   outputs: number,
   size: number,
-  settings: { stride?: number; padding?: Conv2dOptions["padding"] } = {},
+  settings: { stride?: number; padding?: Conv2dOptions["padding"]; bias?: boolean } = {},
 ): Conv {
   return w.module(partConv(w, channels, outputs, size, settings));
 }
@@ -52,12 +52,12 @@ export function partConv(
   channels: number,
   outputs: number,
   size: number,
-  { stride = 1, padding = (size - 1) / 2 as Conv2dOptions["padding"] } = {},
+  { stride = 1, padding = (size - 1) / 2 as Conv2dOptions["padding"], bias = true } = {},
 ): Conv {
   const weight = w.packed("weight", [outputs, channels, size, size]);
-  const bias = w.tensor("bias", [outputs]);
+  const b = bias ? w.tensor("bias", [outputs]) : null;
   return (x, options = {}) =>
-    conv2d(x, weight, bias, { kernel: [size, size], outputs, stride, padding, ...options });
+    conv2d(x, weight, b, { kernel: [size, size], outputs, stride, padding, ...options });
 }
 
 /** Group norm (`torch.nn.GroupNorm`), optionally followed by SiLU. */

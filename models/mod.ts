@@ -62,8 +62,20 @@ export type { EncodedPrompts, PromptOptions } from "./prompt.ts";
 export { type ParsedPrompt, parsePromptWeights, type WeightedText } from "./prompt_weights.ts";
 export type { Part, PartConfigs } from "./sd15.ts";
 export type { SingleFileOptions } from "./single_file.ts";
-export { BUILT_IN, type LoadOptions, StableDiffusion } from "./stable_diffusion.ts";
+export {
+  BUILT_IN,
+  type LoadOptions,
+  StableDiffusion,
+  type StableDiffusionParts,
+} from "./stable_diffusion.ts";
 export type { TextualInversion, TextualInversionOptions } from "./textual_inversion.ts";
-export { type ControlResiduals, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
-export { AutoencoderKL, type LatentDistribution } from "./vae.ts";
+export { TaesdDecoder } from "./taesd.ts";
+export { drawOrder, sourcesOf, type TokenMerging } from "./token_merging.ts";
+export {
+  type ControlResiduals,
+  type DeepFeature,
+  UNet2DConditionModel,
+  type UNetOptions,
+} from "./unet.ts";
+export { AutoencoderKL, type LatentDistribution, type VaeOptions } from "./vae.ts";
 export type { ModelOptions, Observer, WeightSource } from "./weights.ts";

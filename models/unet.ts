@@ -12,6 +12,7 @@ import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import {
   add,
+  assign,
   broadcastTo,
   cast,
   linear,
@@ -39,12 +40,26 @@ export interface ControlResiduals {
   readonly mid: Tensor;
 }
 
+/**
+ * What the blocks below the outermost layers have made of latents: the input of the last layer,
+ * `[B, blockOutChannels[0], h, w]` in the type of the model. It changes little between neighbouring
+ * steps (Ma, Fang and Wang 2024, "DeepCache: Accelerating Diffusion Models for Free").
+ */
+export interface DeepFeature {
+  /** The feature; filled, or read. */
+  readonly feature: Tensor;
+  /** Whether it is read: then only the outermost layers are computed. */
+  readonly known: boolean;
+}
+
 /** Optional inputs of {@link UNet2DConditionModel.forward}. */
 export interface UNetOptions {
   /** Which frames see which. Default: every row for itself. */
   readonly frames?: FrameAttention;
   /** Residuals of a ControlNet. */
   readonly control?: ControlResiduals | null;
+  /** Deep feature to be kept for later steps, or used again. */
+  readonly deep?: DeepFeature;
 }
 
 /** `SiLU(MLP(sin/cos(t)))` for each row, `[B, width]` in f32. */
@@ -162,7 +177,7 @@ export class UNet2DConditionModel {
     sample: Tensor,
     timestep: number | Tensor,
     text: Tensor | KeyValueCache,
-    { frames = SELF, control = null }: UNetOptions = {},
+    { frames = SELF, control = null, deep }: UNetOptions = {},
   ): Tensor {
     const [rows, channels] = sample.shape;
     if (sample.shape.length !== 4 || channels !== this.config.inChannels) {
@@ -182,7 +197,8 @@ export class UNet2DConditionModel {
           text: cache,
           frames,
         };
-        return cast(this.#network.forward(cast(sample, this.dtype), context, control), "f32");
+        const input = cast(sample, this.dtype);
+        return cast(this.#network.forward(input, context, control, deep), "f32");
       });
     } finally {
       if (cache !== text) {
@@ -205,7 +221,12 @@ export class UNet2DConditionModel {
 interface Network {
   readonly transformers: readonly Transformer2D[];
   readonly timeEmbedding: TimeEmbedding;
-  forward(sample: Tensor, context: Context, control: ControlResiduals | null): Tensor;
+  forward(
+    sample: Tensor,
+    context: Context,
+    control: ControlResiduals | null,
+    deep?: DeepFeature,
+  ): Tensor;
 }
 
 /** The network: way down, middle, way up with skip connections. */
@@ -245,8 +266,12 @@ function network(w: Weights, config: UNetConfig): Network {
   return {
     transformers: [...down, mid, ...up].flatMap((block) => block.transformers),
     timeEmbedding: embed,
-    forward(sample, context, control) {
+    forward(sample, context, control, deep) {
       let h = convIn(sample);
+      if (deep?.known) {
+        const skip = control ? add(h, control.down[0]) : h;
+        return convOut(normOut(up[top].finish(deep.feature, [skip], context)));
+      }
       let skips = [h];
       for (const block of down) {
         skips.push(...block.forward(h, context));
@@ -257,7 +282,8 @@ function network(w: Weights, config: UNetConfig): Network {
         skips = skips.map((skip, i) => add(skip, control.down[i]));
         h = add(h, control.mid);
       }
-      for (const block of up) h = block.forward(h, skips, context);
+      const keep = deep && ((feature: Tensor) => assign(deep.feature, feature));
+      up.forEach((block, i) => h = block.forward(h, skips, context, i === top ? keep : undefined));
       return convOut(normOut(h));
     },
   };

@@ -146,8 +146,13 @@ export function midBlock(w: Weights, channels: number, settings: BlockSettings):
 /** A stage on the way up. */
 export interface UpBlock {
   readonly transformers: readonly Transformer2D[];
-  /** Takes its skips from the end of `skips`, and enlarges to the size of the next one. */
-  forward(x: Tensor, skips: Tensor[], context: Context): Tensor;
+  /**
+   * Takes its skips from the end of `skips`, and enlarges to the size of the next one. Shows the
+   * input of its last layer, before it is joined with a skip, to `onDeep`.
+   */
+  forward(x: Tensor, skips: Tensor[], context: Context, onDeep?: (h: Tensor) => void): Tensor;
+  /** The last layer alone, with such an input. */
+  finish(deep: Tensor, skips: Tensor[], context: Context): Tensor;
 }
 
 /** `CrossAttnUpBlock2D` and `UpBlock2D`; `inputs[i]` are the channels of layer i with its skip. */
@@ -168,18 +173,30 @@ export function upBlock(
     transformers.push(transformer2d(at, outputs, textWidth, heads, groups));
   });
   const up = last ? null : upsample(w.at("upsamplers.0"), outputs);
-  const forward = w.module((x: Tensor, skips: Tensor[], { temb, text, frames }: Context) => {
-    let h = x;
-    resnets.forEach((resnet, i) => {
-      const before = h;
-      h = x.device.scope(() => {
-        const out = resnet(concat([h, skips.pop() as Tensor], 1), temb);
-        return attention ? transformers[i].forward(out, text, frames) : out;
-      });
-      if (before !== x) before.dispose();
+  const layer = (i: number, h: Tensor, skips: Tensor[], { temb, text, frames }: Context) =>
+    h.device.scope(() => {
+      const out = resnets[i](concat([h, skips.pop() as Tensor], 1), temb);
+      return attention ? transformers[i].forward(out, text, frames) : out;
     });
+  const enlarge = (h: Tensor, skips: Tensor[]) => {
     const next = skips.at(-1);
     return up ? up(h, next && [next.shape[2], next.shape[3]]) : h;
-  });
-  return { transformers, forward };
+  };
+  const top = inputs.length - 1;
+  const forward = w.module(
+    (x: Tensor, skips: Tensor[], context: Context, onDeep?: (h: Tensor) => void) => {
+      let h = x;
+      for (let i = 0; i <= top; i++) {
+        if (i === top) onDeep?.(h);
+        const before = h;
+        h = layer(i, h, skips, context);
+        if (before !== x) before.dispose();
+      }
+      return enlarge(h, skips);
+    },
+  );
+  const finish = w.module((deep: Tensor, skips: Tensor[], context: Context) =>
+    enlarge(layer(top, deep, skips, context), skips)
+  );
+  return { transformers, forward, finish };
 }

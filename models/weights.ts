@@ -209,7 +209,7 @@ export class Weights {
    */
   residual<Arguments extends readonly unknown[]>(
     forward: (residual: Tensor | null, ...args: Arguments) => Tensor,
-  ): (residual: Tensor, ...args: Arguments) => Tensor {
+  ): (residual: Tensor | null, ...args: Arguments) => Tensor {
     const model = this.#model;
     const { path } = this;
     return (residual, ...args) =>
@@ -217,7 +217,7 @@ export class Weights {
         if (!model.observer) return forward(residual, ...args);
         const output = forward(null, ...args);
         model.observer(path, output);
-        return add(residual, output);
+        return residual ? add(residual, output) : output;
       });
   }
 

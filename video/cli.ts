@@ -20,6 +20,7 @@ import {
 } from "./cli/options.ts";
 import { inspect, listModels, pull } from "./cli/models.ts";
 import { UsageError } from "./cli/request.ts";
+import { pictureProtocol } from "./terminal_picture.ts";
 
 /** Exit codes: everything done, something failed, the command line is wrong, interrupted. */
 const DONE = 0, FAILED = 1, USAGE = 2, INTERRUPTED = 130;
@@ -135,6 +136,7 @@ export async function run(): Promise<void> {
     stderr: (text) => stderr.write(text),
     isTTY: stderr.isTTY === true,
     columns: stderr.columns || 80,
+    pictures: stderr.isTTY ? pictureProtocol(env) : null,
     signal: interrupt.signal,
     debug: Boolean(env.FRAMEZERO_DEBUG),
   });

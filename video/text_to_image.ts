@@ -40,7 +40,7 @@ export function textToImage(
 ): Clip {
   const settled = settle(sd, prompt, options);
   const scheduler = schedulerFor(sd, settled);
-  const { width, height, guidanceScale, guidanceRescale, seed, eta } = settled;
+  const { width, height, guidanceScale, guidanceRescale, seed, eta, merge, reuse } = settled;
   const { device, factor, unet } = sd;
   const { signal } = options;
   const shape = [1, unet.config.outChannels, height / factor, width / factor] as const;
@@ -58,6 +58,8 @@ export function textToImage(
       guidanceScale,
       guidanceRescale,
       crossFrame: false,
+      merge,
+      reuse,
       relieve,
     });
     text.dispose();

@@ -129,7 +129,7 @@ export function textToVideo(
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
   const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
-  const { width, height, guidanceScale, guidanceRescale, eta, seed } = settled;
+  const { width, height, guidanceScale, guidanceRescale, eta, seed, merge, reuse } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
   checkGiven("latents", options.latents, latentShape);
@@ -155,6 +155,8 @@ export function textToVideo(
       guidanceRescale,
       crossFrame,
       rows,
+      merge,
+      reuse,
       relieve,
     });
     text.dispose();

@@ -12,25 +12,23 @@ import { describeRuntime } from "../../core/runtime.ts";
 import { parseModelReference } from "../../models/hub.ts";
 import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
-import { type Clip, type ClipStep, decodeFrame, toFrame } from "../clip.ts";
+import type { Clip } from "../clip.ts";
 import type { Frame } from "../frame.ts";
 import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
 import { textToImage } from "../text_to_image.ts";
 import { textToVideo } from "../text_to_video_zero.ts";
-import { type Frames, writeVideo, writeVideos, type WrittenVideo } from "../writer.ts";
+import { type Frames, writeVideos, type WrittenVideo } from "../writer.ts";
 import { showDownload } from "./download.ts";
 import type { CommandIo } from "./io.ts";
 import type { DtypeChoice, GenerateFlags } from "./options.ts";
+import { checkTerminal, openPreview, type Preview } from "./preview.ts";
 import { asUsage, type Kind, type ModelRequest, readRequest, type Request } from "./request.ts";
 
 /** What is said about the built-in model, which knows little. */
 const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
   "triangles, stars, rings and hearts in ten colours on plain grounds, in a meadow, on a beach, " +
   "in the sky. For anything else: --model stable-diffusion-v1-5/stable-diffusion-v1-5.";
-
-/** Pictures of the preview at most: decoding all frames of a long clip would delay it. */
-const PREVIEW_FRAMES = 4;
 
 /** Makes pictures. Resolves when all files are there. */
 export async function generate(
@@ -39,6 +37,7 @@ export async function generate(
   flags: GenerateFlags,
   io: CommandIo,
 ): Promise<void> {
+  checkTerminal(flags, io);
   const request = await readRequest(kind, prompt, flags);
   if (request.model) await parseModelReference(request.model.model);
   const say = (text: string) => {
@@ -146,7 +145,8 @@ async function make(
   const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
   const settings: Record<string, unknown> = { ...clip.settings, ...origin, fps };
   say(`"${prompt}", ${describe(clip)}`);
-  const work = tracked(watch(clip, sd, flags, io));
+  const preview = await openPreview(request, sd, flags, io);
+  const work = tracked(watch(clip, preview, flags, io));
   let outputs: WrittenVideo[];
   try {
     outputs = await writeVideos(work.frames, targets, { fps, settings, overwrite, signal });
@@ -164,6 +164,7 @@ async function make(
     );
   } finally {
     await work.idle();
+    preview?.dispose();
     clip.dispose();
   }
   const warnings = [...remarks, ...clip.warnings];
@@ -202,7 +203,7 @@ function describe({ frameIds, width, height, settings }: Clip): string {
 /** The frames of a clip, while progress and preview are shown. */
 async function* watch(
   clip: Clip,
-  sd: StableDiffusion,
+  preview: Preview | null,
   flags: GenerateFlags,
   io: CommandIo,
 ): AsyncGenerator<Frame, void> {
@@ -214,12 +215,8 @@ async function* watch(
     for await (const step of clip.steps) {
       steps.update(step.step, step.total);
       const every = Math.max(1, Math.round(step.total / 10));
-      if (flags.preview !== undefined && step.step % every === 0) {
-        await writeVideo(preview(step, clip, sd), flags.preview, {
-          fps: flags.fps ?? 4,
-          overwrite: true,
-          signal: io.signal,
-        });
+      if (preview && step.step % every === 0) {
+        await preview.show(step.latents);
       }
     }
   } finally {
@@ -234,20 +231,6 @@ async function* watch(
     }
   } finally {
     decoding.end();
-  }
-}
-
-/** What the unfinished latents look like: some of the frames, the first and the last among them. */
-async function* preview(
-  { latents }: ClipStep,
-  { width, height }: Clip,
-  sd: StableDiffusion,
-): AsyncGenerator<Frame, void> {
-  const last = latents.shape[0] - 1;
-  const count = Math.min(PREVIEW_FRAMES, last + 1);
-  for (let i = 0; i < count; i++) {
-    const index = count === 1 ? 0 : Math.round(i * last / (count - 1));
-    yield toFrame(await decodeFrame(sd, latents, index, []), width, height);
   }
 }
 

@@ -5,6 +5,8 @@
  * @module
  */
 
+import type { PictureProtocol } from "../terminal_picture.ts";
+
 /** The streams of a command. */
 export interface CommandIo {
   /** Results. */
@@ -15,6 +17,8 @@ export interface CommandIo {
   readonly isTTY: boolean;
   /** Characters in a line of that terminal. */
   readonly columns: number;
+  /** How that terminal takes pictures; absent or `null` if it does not, and in pipes. */
+  readonly pictures?: PictureProtocol | null;
   /** Aborts when the user interrupts, with an {@link Interrupted} as its reason. */
   readonly signal: AbortSignal;
   /** Whether errors are shown with their stack traces. */

@@ -62,8 +62,14 @@ export interface GenerateFlags {
   memory?: number;
   /** How weights are kept, if not in the type of activations. */
   weights?: "q8";
+  /** Share of merged tokens. */
+  merge?: number;
+  /** Steps between two that compute everything. */
+  reuse?: number;
   /** File that shows the unfinished result. */
   preview?: string;
+  /** Weights of the tiny decoder for previews. */
+  taesd?: string;
   /** Replace files. */
   overwrite?: boolean;
   /** Print nothing but errors. */
@@ -284,7 +290,22 @@ function addSharedOptions(command: Command): Command {
       "GPU memory to stay within, such as 6GB (default: no limit); less is slower",
       byteCount,
     )
-    .option("--preview <file>", "picture of the unfinished result, renewed every few steps")
+    .option(
+      "--merge <ratio>",
+      "share of tokens merged in self-attention, 0 to 1: faster, less detail (default: 0)",
+      number({ least: 0, most: 1 }),
+    )
+    .option(
+      "--reuse <n>",
+      "compute the whole UNet every n-th step only: faster, less faithful (default: 1)",
+      whole(1),
+    )
+    .option(
+      "--preview <file>",
+      "picture of the unfinished result, renewed every few steps; kitty, iTerm2 and others show " +
+        "it too (- for there alone)",
+    )
+    .option("--taesd <file>", "TAESD decoder (.safetensors) for finer previews of big models")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
     .option("--quiet", "print nothing but errors")

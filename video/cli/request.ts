@@ -107,6 +107,8 @@ const STORED = {
   scheduler: "string",
   timestepSpacing: "string",
   eta: "number",
+  merge: "number",
+  reuse: "number",
   frameIds: "object",
   motionFieldStrengthX: "number",
   motionFieldStrengthY: "number",
@@ -180,7 +182,10 @@ export async function readRequest(
     else targets.push(await freeName(kind, prompt, options.seed ?? 0, overwrite));
   }
   await checkTargets(targets, overwrite);
-  if (flags.preview !== undefined) await checkTargets([flags.preview], true);
+  checkPreview(flags, flags.model ?? model);
+  if (flags.preview !== undefined && flags.preview !== IN_TERMINAL) {
+    await checkTargets([flags.preview], true);
+  }
   return {
     kind,
     prompt,
@@ -194,6 +199,22 @@ export async function readRequest(
     targets,
     overwrite,
   };
+}
+
+/** What `--preview` says for pictures in the terminal alone. */
+export const IN_TERMINAL = "-";
+
+function checkPreview({ preview, taesd }: GenerateFlags, model: string | undefined): void {
+  if (taesd === undefined) return;
+  if (preview === undefined) {
+    throw new UsageError("--taesd decodes previews; say where they go with --preview");
+  }
+  if (model === undefined) {
+    throw new UsageError(
+      "--taesd decodes the latents of Stable Diffusion, the built-in model has its own; leave it " +
+        "out, or name a model with --model",
+    );
+  }
 }
 
 /** The model of the flags, or else the one in a file; flags about its files go with either. */
@@ -229,6 +250,8 @@ function libraryOptions(flags: GenerateFlags): TextToVideoOptions {
     scheduler: flags.scheduler,
     timestepSpacing: flags.timestepSpacing,
     eta: flags.eta,
+    merge: flags.merge,
+    reuse: flags.reuse,
     frames: flags.frames,
     frameIds: flags.frameIds,
     motionFieldStrengthX: flags.motionX,
