@@ -249,7 +249,10 @@ describe("marked text", () => {
   it("needs both marks once, in order", () => {
     const wrong = ["nothing", "<!-- bench:start -->", marks("") + marks("")];
     for (const text of [...wrong, "<!-- bench:end --><!-- bench:start -->"]) {
-      assert.throws(() => replaceMarked(text, "bench", "x", "R.md"), /R\.md must contain the lines/);
+      assert.throws(
+        () => replaceMarked(text, "bench", "x", "R.md"),
+        /R\.md must contain the lines/,
+      );
     }
   });
 });

@@ -8,6 +8,7 @@
 import assert from "node:assert/strict";
 import { after, test } from "node:test";
 import { openDevice } from "../core/device.ts";
+import { runtime } from "../core/runtime.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { samplers } from "../schedulers/mod.ts";
 import { decodeFrame } from "../video/clip.ts";
@@ -95,7 +96,10 @@ async function draw(
   }
 }
 
-samplers.forEach(({ name, usualSteps }, i) => {
+// Most are left to one runtime: the arithmetic is the adapter's in both.
+const drawn = runtime === "deno" ? samplers : samplers.filter(({ usualSteps }) => usualSteps <= 12);
+drawn.forEach(({ name, usualSteps }) => {
+  const i = samplers.findIndex((sampler) => sampler.name === name);
   const prompt = PROMPTS[i % PROMPTS.length];
   test(`${name} draws ${prompt} in ${usualSteps} steps`, async () => {
     // LCM is for models that were distilled for it, which want little guidance.
