@@ -53,6 +53,8 @@ export interface Inspection {
   readonly dtypes: readonly (readonly [dtype: string, parameters: number])[];
   /** Tensors of training or bookkeeping that loading passes over, such as EMA copies. */
   readonly ignored: number;
+  /** Channels that its UNet takes, or would take. */
+  readonly inChannels: number;
   /** Whether the file was compared with what it should hold; only SD 1.x is known so well. */
   readonly checked: boolean;
   /** Tensors that a complete file would have, as `part/name`. */
@@ -78,9 +80,11 @@ export interface PlacedTensor {
 const IGNORED =
   /(^|\.)position_ids$|num_batches_tracked$|^model_ema\.|^first_stage_model\.loss\.|^loss\.|^(alphas|betas|sqrt_|log_one_minus|posterior_|lvlb_|logvar|scale_factor|global_step)/;
 
+const LDM_VAE = "first_stage_model.";
+
 const LDM_PARTS: readonly (readonly [string, Part])[] = [
   ["model.diffusion_model.", "unet"],
-  ["first_stage_model.", "vae"],
+  [LDM_VAE, "vae"],
   ["cond_stage_model.transformer.", "text_encoder"],
 ];
 
@@ -106,6 +110,12 @@ export function placeLdmKey(key: string): PlacedTensor | "ignored" | "foreign" {
   // Checkpoints older than transformers 4.0 lack this level.
   const old = part === "text_encoder" && /^(embeddings|encoder|final_layer_norm)\./.test(name);
   return { part, name: old ? `text_model.${name}` : name };
+}
+
+/** As {@link placeLdmKey}, for a file of the autoencoder alone, whose prefix may be left out. */
+export function placeLdmVaeKey(key: string): PlacedTensor | "ignored" | "foreign" {
+  if (IGNORED.test(key)) return "ignored";
+  return placeLdmKey(key.startsWith(LDM_VAE) ? key : LDM_VAE + key);
 }
 
 /** Where a key of a diffusers file of the part `part` belongs. */
@@ -223,12 +233,8 @@ function guess(header: Header, textWidthOfSd1: number): Guess {
     return diffusers(kind, `${TITLES[kind]}, the UNet alone`, "unet");
   }
   if (some(/^(encoder|decoder)\.(down|up)_blocks\./)) return diffusers("vae", TITLES.vae, "vae");
-  if (some(/^first_stage_model\.(encoder|decoder)\./)) {
-    return { ...plain("vae", "ldm"), place: placeLdmKey, due: ["vae"] };
-  }
-  if (some(/^(encoder|decoder)\.(down|up)\.\d\.block\./)) {
-    const place = (key: string) => placeLdmKey(`first_stage_model.${key}`);
-    return { ...plain("vae", "ldm"), place, due: ["vae"] };
+  if (some(/^first_stage_model\.(encoder|decoder)\.|^(encoder|decoder)\.(down|up)\.\d\.block\./)) {
+    return { ...plain("vae", "ldm"), place: placeLdmVaeKey, due: ["vae"] };
   }
   const tokens = header.get("text_model.embeddings.token_embedding.weight")?.shape;
   if (tokens) {
@@ -304,6 +310,7 @@ export function inspectTensors(header: Header, configs: PartConfigs = SD15): Ins
     kind,
     title,
     layout,
+    inChannels,
     parts,
     tensors: header.size,
     ...sizes(header),

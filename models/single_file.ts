@@ -66,8 +66,11 @@ export async function openSingleFile(
     throw error;
   });
   try {
-    const configs = config === undefined ? SD15 : await readConfigs(config);
-    refuse(file.name, inspectTensors(file.tensors, configs));
+    const described = config === undefined ? SD15 : await readConfigs(config);
+    const found = inspectTensors(file.tensors, described);
+    refuse(file.name, found);
+    const { inChannels } = found;
+    const configs = { ...described, unet: { ...described.unet, inChannels } };
     const folders = tokenizer === undefined
       ? [folderAround(location), ...(config === undefined ? [] : [config])]
       : [tokenizer];
@@ -77,7 +80,8 @@ export async function openSingleFile(
       schedulerConfig: config === undefined ? SD15_SCHEDULER : await readScheduler(config),
       defaults: await readDefaults(config ?? null),
       tokenizer: await findTokenizer(file.name, folders, hub),
-      open: (part) => Promise.resolve(sourceOf(file, part)),
+      // The file stays open for the other parts.
+      open: (part) => Promise.resolve({ ...sourceOf(file, part), close: () => Promise.resolve() }),
       close: () => file.close(),
     };
   } catch (error) {
@@ -101,7 +105,7 @@ async function readScheduler(folder: Location): Promise<Json> {
 
 /** Throws unless a file is a complete checkpoint of SD 1.x. */
 function refuse(name: string, found: Inspection): void {
-  const { kind, title, layout, missing, superfluous, misshapen } = found;
+  const { kind, title, layout } = found;
   if (
     layout !== "ldm" ||
     !["sd1", "vae", "inpainting", "instruct-pix2pix", "sd2", "sdxl"].includes(kind)
@@ -112,12 +116,24 @@ function refuse(name: string, found: Inspection): void {
         `part of a diffusers folder, give the folder that has model_index.json`,
     );
   }
-  if (kind !== "sd1") {
+  if (kind !== "sd1" && kind !== "inpainting") {
     throw new WeightError(
-      `${name}: this is ${title}; framezero loads Stable Diffusion 1.x text-to-image checkpoints, ` +
-        `complete with VAE and text encoder`,
+      `${name}: this is ${title}; framezero loads Stable Diffusion 1.x checkpoints for text to ` +
+        `image and inpainting, complete with VAE and text encoder`,
     );
   }
+  checkWhole(name, found);
+}
+
+/**
+ * Refuses a file that lacks tensors, or has some of another shape or of no part.
+ *
+ * @throws {WeightError} naming some of them.
+ */
+export function checkWhole(
+  name: string,
+  { missing, superfluous, misshapen }: Inspection,
+): void {
   const faults = [
     ["lacks", missing, "the file is incomplete: get the full version of it"],
     ["has tensors of another shape", misshapen, "it is no Stable Diffusion 1.x"],
@@ -130,12 +146,16 @@ function refuse(name: string, found: Inspection): void {
   }
 }
 
-function sourceOf(file: SafetensorsFile, part: Part): WeightSource {
+/** One part of a file that has the names of the original code. */
+export function sourceOf(
+  file: SafetensorsFile,
+  part: Part,
+  place: typeof placeLdmKey = placeLdmKey,
+): WeightSource {
   const tensors = new Map<string, { file: SafetensorsFile; key: string }>();
   for (const key of file.tensors.keys()) {
-    const placed = placeLdmKey(key);
+    const placed = place(key);
     if (typeof placed !== "string" && placed.part === part) tensors.set(placed.name, { file, key });
   }
-  // The file stays open for the other parts.
-  return { name: `${file.name}, ${part}`, tensors, close: () => Promise.resolve() };
+  return { name: `${file.name}, ${part}`, tensors, close: () => file.close() };
 }

@@ -12,6 +12,7 @@ import type { openSafetensors } from "../core/safetensors.ts";
 import { type Checkpoint, checkTogether, type Location, openFolder } from "./checkpoint.ts";
 import type { ClipTextModel } from "./clip_text.ts";
 import { ClipTokenizer } from "./clip_tokenizer.ts";
+import { withVae } from "./external_vae.ts";
 import type { Json, ModelDefaults } from "./config.ts";
 import { locateModel } from "./hub/locate.ts";
 import {
@@ -51,6 +52,11 @@ export interface LoadOptions extends SingleFileOptions {
   weights?: "q8";
   /** Adapters to merge into the weights, all of them at once. Default: none. */
   loras?: readonly LoraChoice[];
+  /**
+   * Another autoencoder than the model's own: a folder or `.safetensors` file, or what
+   * {@link locateModel} finds one by.
+   */
+  vae?: Location;
   /** Called with the name of each part before it is loaded. */
   onPart?: (part: string) => void;
   /** Called as bytes of a part arrive on the device. */
@@ -152,10 +158,21 @@ export class StableDiffusion {
     const { location, source } = model === BUILT_IN
       ? { location: BUILT_IN, source: BUILT_IN_NAME }
       : await locateModel(model, { ...options.hub, variant });
-    const open = () =>
-      isSingleFile(location)
-        ? openSingleFile(location, options)
-        : openFolder(location, { ...options, variant });
+    const vae = options.vae === undefined
+      ? null
+      : (await locateModel(options.vae, { ...options.hub, variant })).location;
+    const open = async () => {
+      const own = isSingleFile(location)
+        ? await openSingleFile(location, options)
+        : await openFolder(location, { ...options, variant });
+      if (vae === null) return own;
+      try {
+        return await withVae(own, vae, variant);
+      } catch (error) {
+        await own.close();
+        throw error;
+      }
+    };
     const checkpoint = await open();
     let adapters: Adapter[] = [];
     try {

@@ -318,9 +318,9 @@ describe("a single file is refused", () => {
       /this is Stable Diffusion 2\.x/,
     ],
     [
-      "if it is an inpainting model",
-      () => change(/input_blocks\.0\.0\.weight$/, wider([1, 9])),
-      /this is Stable Diffusion inpainting/,
+      "if it is InstructPix2Pix",
+      () => change(/input_blocks\.0\.0\.weight$/, wider([1, 8])),
+      /this is InstructPix2Pix/,
     ],
     [
       "with NaN",

@@ -5,7 +5,6 @@
  * @module
  */
 
-import type { DType } from "../core/dtype.ts";
 import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { linearCombination, narrow } from "../kernels/mod.ts";
@@ -15,7 +14,7 @@ import type { Frame } from "./frame.ts";
 /** One denoising step that was just made. */
 export interface ClipStep {
   /** Which part of the method it belongs to. */
-  readonly phase: "anchor" | "frames";
+  readonly phase: "inversion" | "anchor" | "frames";
   /** Steps made so far, this one included. */
   readonly step: number;
   /** Steps in all. */
@@ -113,20 +112,22 @@ export function makeClip(parts: ClipParts): Clip {
 /** Bytes of a band of the autoencoder, from the usual to the least. */
 const BANDS = [2 ** 25, 2 ** 23, 2 ** 21];
 
-/** Frees what can be spared, then makes bands smaller, until decoding fits the memory budget. */
-function decodeFitting(
+/**
+ * What the autoencoder makes in bands of so many bytes: frees what can be spared, then makes bands
+ * smaller, until it fits the memory budget.
+ */
+export function inFittingBands<T>(
   sd: StableDiffusion,
-  latents: Tensor,
-  dtype: DType,
+  work: (bandBytes: number) => T,
   sizes: readonly number[] = BANDS,
-): Tensor {
+): T {
   try {
-    return sd.vae.decode(latents, { dtype, bandBytes: sizes[0] });
+    return work(sizes[0]);
   } catch (error) {
     if (!(error instanceof MemoryError)) throw error;
-    if (sd.releaseTextEncoder()) return decodeFitting(sd, latents, dtype, sizes);
+    if (sd.releaseTextEncoder()) return inFittingBands(sd, work, sizes);
     if (sizes.length === 1) throw error;
-    return decodeFitting(sd, latents, dtype, sizes.slice(1));
+    return inFittingBands(sd, work, sizes.slice(1));
   }
 }
 
@@ -148,7 +149,7 @@ export async function decodeFrame(
         [1 / sd.vae.config.scalingFactor],
         [narrow(latents, 0, index, 1)],
       );
-      return decodeFitting(sd, scaled, dtype);
+      return inFittingBands(sd, (bandBytes) => sd.vae.decode(scaled, { dtype, bandBytes }));
     });
     try {
       return await image.data();

@@ -171,21 +171,32 @@ export function modelSettings({ source, unet, loras }: StableDiffusion): Record<
  *
  * @throws {InputError} if there is none, or it cannot make pictures in so many steps.
  */
-export function schedulerFor(
+export function schedulerFor(sd: StableDiffusion, settled: Settled): Scheduler {
+  const made = namedScheduler(sd, settled.scheduler, settled);
+  if (made instanceof DDIMInverseScheduler) {
+    throw new InputError(
+      `scheduler must lead from noise to pictures, and ${settled.scheduler} leads back; choose ddim`,
+    );
+  }
+  return made;
+}
+
+/** The scheduler that leads from pictures to noise, by the same steps. */
+export function inverseScheduler(sd: StableDiffusion, settled: Settled): Scheduler {
+  return namedScheduler(sd, "DDIMInverseScheduler", settled);
+}
+
+function namedScheduler(
   sd: StableDiffusion,
-  { scheduler, steps, timestepSpacing }: Settled,
+  name: string,
+  { steps, timestepSpacing }: Settled,
 ): Scheduler {
   // Where the checkpoint says nothing, as Stable Diffusion has it: latents are not bounded as
   // pixels are, and PNDM begins without Runge–Kutta steps.
   const latent = { clip_sample: false, skip_prk_steps: true };
   const spacing = timestepSpacing && { timestep_spacing: timestepSpacing };
   const config = { ...latent, ...sd.schedulerConfig, ...spacing } as Partial<SchedulerConfig>;
-  const made = createScheduler(scheduler, config);
-  if (made instanceof DDIMInverseScheduler) {
-    throw new InputError(
-      `scheduler must lead from noise to pictures, and ${scheduler} leads back; choose ddim`,
-    );
-  }
+  const made = createScheduler(name, config);
   made.setTimesteps(steps);
   return made;
 }
@@ -241,6 +252,10 @@ export interface Sampler {
   readonly noise: NoiseSource;
   readonly eta: number;
   readonly signal?: AbortSignal;
+  /** Channels that the model sees behind those of the latents, `[frames, channels, h, w]`. */
+  readonly condition?: Tensor;
+  /** Sees the latents after step `i` of a run, inside a scope; what it returns goes on. */
+  readonly afterStep?: (latents: Tensor, i: number) => Tensor;
 }
 
 /** Where a run of steps stands in the whole. */
@@ -287,11 +302,13 @@ export async function* denoise(
 
 /** One denoising step of all frames: `x_{t−1} = step(ε(x_t, t), t, x_t)`. */
 async function denoiseStep(
-  { unet, scheduler, others, noise, eta, signal }: Sampler,
+  sampler: Sampler,
   x: Tensor,
   timestep: number,
-  step: number,
+  i: number,
 ): Promise<{ noisePrediction: Tensor; latents: Tensor }> {
+  const { unet, scheduler, others, noise, eta, signal, condition } = sampler;
+  const { afterStep = (latents) => latents } = sampler;
   const { device } = x;
   const afterGroup = async () => {
     signal?.throwIfAborted();
@@ -300,22 +317,25 @@ async function denoiseStep(
   };
   const input = device.scope(() => {
     const scaled = scheduler.scaleModelInput(x, timestep);
+    if (condition) return concat([scaled, condition], 1);
     return scaled === x ? x.reshape(x.shape) : scaled;
   }).keep();
-  const prediction = unet.predict(input, timestep, step, afterGroup)
+  const prediction = unet.predict(input, timestep, i, afterGroup)
     .finally(() => input.dispose());
   const noisePrediction = await prediction;
   const latents = device.scope(() => {
     const step = (by: Scheduler, first: number, count: number): Tensor => {
-      const positions = Array.from({ length: count }, (_, i) => first + i);
+      const positions = Array.from({ length: count }, (_, k) => first + k);
       const generator = { randn: (shape: readonly number[]) => noise.frames(positions, shape) };
       const part = narrow(x, 0, first, count);
       const output = narrow(noisePrediction, 0, first, count);
       return by.step(output, timestep, part, { eta, generator }).prevSample;
     };
     const [frames] = x.shape;
-    if (!others) return step(scheduler, 0, frames);
-    return concat([step(scheduler, 0, 1), step(others, 1, frames - 1)], 0);
+    const all = others
+      ? concat([step(scheduler, 0, 1), step(others, 1, frames - 1)], 0)
+      : step(scheduler, 0, frames);
+    return afterStep(all, i);
   }).keep();
   await device.sync();
   return { noisePrediction, latents };

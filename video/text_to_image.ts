@@ -1,5 +1,6 @@
 /**
- * Text to image: Stable Diffusion itself, by the same loop as the video's first frame.
+ * Text to image, from noise or from a picture: Stable Diffusion itself, by the same loop as the
+ * video's first frame.
  *
  * @module
  */
@@ -7,7 +8,6 @@
 import { ShapeError } from "../core/errors.ts";
 import { sameShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { linearCombination } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import {
@@ -21,9 +21,16 @@ import {
 import { GuidedUNet } from "./guided_unet.ts";
 import { noisePerFrame } from "./noise.ts";
 import { samplerWarnings } from "./sampler_warnings.ts";
+import {
+  checkStart,
+  cropRemark,
+  startFrom,
+  type StartImageOptions,
+  timestepsFrom,
+} from "./start_image.ts";
 
 /** Options of {@link textToImage}. */
-export interface TextToImageOptions extends GenerationOptions {
+export interface TextToImageOptions extends GenerationOptions, StartImageOptions {
   /** x_T, `[1, 4, h, w]`, instead of drawing it. */
   latents?: Tensor;
 }
@@ -39,16 +46,20 @@ export function textToImage(
   options: TextToImageOptions = {},
 ): Clip {
   const settled = settle(sd, prompt, options);
+  const strength = checkStart(sd, options);
   const scheduler = schedulerFor(sd, settled);
+  const timesteps = timestepsFrom(scheduler, settled.steps, strength);
   const { width, height, guidanceScale, guidanceRescale, seed, eta, merge, reuse } = settled;
   const { device, factor, unet } = sd;
-  const { signal } = options;
+  const { signal, image } = options;
   const shape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   if (options.latents && !sameShape(options.latents.shape, shape)) {
     throw new ShapeError(`latents must have shape [${shape}], got [${options.latents.shape}]`);
   }
   const noise = noisePerFrame(seed, [0]);
   const warnings = samplerWarnings(settled, scheduler);
+  const remark = image && cropRemark(image, settled);
+  if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = await encodePrompts(sd, settled, warnings);
@@ -63,23 +74,25 @@ export function textToImage(
       relieve,
     });
     text.dispose();
+    const owned: Disposable[] = [guided];
     try {
-      const start = device.scope(() => {
-        const xT = options.latents ?? device.tensor(noise.initial(shape), shape);
-        return linearCombination([scheduler.initNoiseSigma], [xT]);
-      }).keep();
-      const sampler = { unet: guided, scheduler, noise, eta, signal };
-      const total = scheduler.timesteps.length;
-      const progress = { phase: "frames", before: 0, total } as const;
-      return yield* denoise(sampler, start, scheduler.timesteps, progress);
+      const xT = options.latents ?? device.tensor(noise.initial(shape), shape);
+      if (!options.latents) owned.push(xT.keep());
+      const run = { scheduler, timesteps, strength, noise: xT, size: settled };
+      const start = startFrom(sd, options, run);
+      owned.push(start);
+      const { latents, condition, afterStep } = start;
+      const sampler = { unet: guided, scheduler, noise, eta, signal, condition, afterStep };
+      const progress = { phase: "frames", before: 0, total: timesteps.length } as const;
+      return yield* denoise(sampler, latents, timesteps, progress);
     } finally {
-      guided.dispose();
+      for (const item of owned) item[Symbol.dispose]();
       scheduler.reset();
       device.trim();
     }
   }
 
-  const settings = { ...settled, ...modelSettings(sd) };
+  const settings = { ...settled, ...(image && { strength }), ...modelSettings(sd) };
   return makeClip({
     sd,
     frameIds: [0],

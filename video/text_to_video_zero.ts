@@ -9,6 +9,9 @@
  * 3. Cross-frame attention (§3.3): from T1 all frames are denoised together; in every
  *    self-attention layer each frame attends to the first one ({@link GuidedUNet}).
  *
+ * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
+ * 3 the first frame stays on that way: it is the picture, and the others attend to it.
+ *
  * Where paper, original code and diffusers disagree, diffusers' pipeline is followed; with its
  * initial latents and noise the results agree to numeric tolerance.
  *
@@ -23,6 +26,7 @@ import { assign, linearCombination } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { forwardAlphaProduct, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
+import { checkFrame, type Frame } from "./frame.ts";
 import {
   checkNumber,
   denoise,
@@ -34,12 +38,19 @@ import {
   settle,
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
+import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
 import { noiseOfDiffusers, noisePerFrame } from "./noise.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
+import { checkInput, cropRemark } from "./start_image.ts";
 
 /** Options of {@link textToVideo}. */
 export interface TextToVideoOptions extends GenerationOptions {
+  /**
+   * The first frame, instead of what the prompt alone would make; it covers the size and is cropped
+   * in the middle. Needs the scheduler `"ddim"`.
+   */
+  image?: Frame;
   /** Number of frames. Default 8. */
   frames?: number;
   /** Frame numbers, the first of which is the anchor. Default 0 … frames − 1. */
@@ -119,6 +130,7 @@ export function textToVideo(
 ): Clip {
   const settled = settle(sd, prompt, options);
   const { defaults, factor, device, unet } = sd;
+  checkInput(unet.config);
   const frameIds = framesFrom(options);
   const scheduler = schedulerFor(sd, settled);
   const { t0, t1 } = jumpFrom(scheduler, options, defaults);
@@ -144,30 +156,45 @@ export function textToVideo(
     ...samplerWarnings(settled, scheduler),
     ...videoWarnings(settled, scheduler, frameIds.length, compat),
   ];
+  const { image } = options;
+  if (image) {
+    checkFrame(image, 0, undefined);
+    checkInvertible(settled);
+    if (options.latents) {
+      throw new InputError("latents and image both are the first frame: give one");
+    }
+  }
+  const remark = image && cropRemark(image, settled);
+  if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const text = await encodePrompts(sd, settled, warnings);
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
     const relieve = () => sd.releaseTextEncoder();
-    const guided = new GuidedUNet(unet, text, cells, {
-      guidanceScale,
-      guidanceRescale,
-      crossFrame,
-      rows,
-      merge,
-      reuse,
-      relieve,
-    });
-    text.dispose();
+    const owned: Disposable[] = [text];
     try {
-      return yield* algorithm1(
-        { unet: guided, scheduler, others, noise, eta, signal },
-        video,
-        options,
-      );
+      const steps = t1 + 1;
+      const picture = image &&
+        (yield* invertPicture(sd, image, text, settled, { steps, total: 2 * steps, signal }));
+      if (picture) owned.push(picture);
+      const guided = new GuidedUNet(unet, text, cells, {
+        guidanceScale,
+        guidanceRescale,
+        crossFrame,
+        rows,
+        merge,
+        reuse,
+        relieve,
+      });
+      owned.push(guided);
+      text.dispose();
+      const sampler = { unet: guided, scheduler, others, noise, eta, signal };
+      return yield* picture
+        ? followPicture(sampler, picture, video, options)
+        : algorithm1(sampler, video, options);
     } finally {
-      guided.dispose();
+      for (const item of owned) item[Symbol.dispose]();
       scheduler.reset();
       others?.reset();
       device.trim();
@@ -247,6 +274,24 @@ async function* algorithm1(
   }
 }
 
+/** Steps 2 and 3 of Algorithm 1 behind an inverted picture, with which the first frame stays. */
+async function* followPicture(
+  sampler: Sampler,
+  picture: Trajectory,
+  video: VideoSettings,
+  options: TextToVideoOptions,
+): AsyncGenerator<ClipStep, Tensor> {
+  const { t0, t1 } = video;
+  const parts = segments(sampler.scheduler, t0, t1);
+  const { t1ToT0, fromT1 } = parts;
+  const [atT1, atT0] = [picture.at(fromT1[0]), picture.at(fromT1[t1ToT0.length])];
+  const x = startFrames(sampler, atT1, atT0, { ...video, ...parts }, options);
+  const before = fromT1.length;
+  const afterStep = (latents: Tensor, i: number) => picture.pin(latents, fromT1[i + 1]);
+  const progress = { phase: "frames", before, total: 2 * before } as const;
+  return yield* denoise({ ...sampler, afterStep }, x, fromT1, progress);
+}
+
 /** The latents of all frames at T1, `[frames, C, h, w]`. */
 function startFrames(
   { scheduler, noise }: Sampler,
@@ -259,6 +304,7 @@ function startFrames(
   const { frameIds, motion, useMotion, latentShape, t1ToT0, fromT1 } = video;
   const see = options.onIntermediate ?? (() => {});
   const others = frameIds.length - 1;
+  if (others === 0) return device.scope(() => linearCombination([1], [first])).keep();
   const shape = [others, ...latentShape.slice(1)];
   // T0 is the timestep that the first frame would see next: one below the last of T1 … T0.
   const [T0, T1] = [fromT1[t1ToT0.length], fromT1[0]];

@@ -39,7 +39,9 @@ export async function generate(
 ): Promise<void> {
   checkTerminal(flags, io);
   const request = await readRequest(kind, prompt, flags);
-  if (request.model) await parseModelReference(request.model.model);
+  for (const named of [request.model?.model, request.model?.vae]) {
+    if (named !== undefined) await parseModelReference(named);
+  }
   const say = (text: string) => {
     if (!flags.quiet) io.stderr(`${text}\n`);
   };
@@ -88,16 +90,23 @@ async function loadModel(
     const variant = asked.variant ?? (dtype === "f16" ? "fp16" : undefined);
     const found = await locateModel(model, { ...hub, variant, sha256: modelSha256 });
     const { source, sha256 } = found;
+    const vae = asked.vae === undefined ? null : await locateModel(asked.vae, { ...hub, variant });
     const sd = await StableDiffusion.load(found.location, {
       ...files,
       ...shared,
+      vae: vae?.location,
       variant,
       onPart(part) {
         io.signal.throwIfAborted();
         say(`loading ${part} (${dtype})`);
       },
     });
-    const origin = { ...asked, model: source, ...(sha256 && { modelSha256: sha256 }) };
+    const origin = {
+      ...asked,
+      model: source,
+      ...(sha256 && { modelSha256: sha256 }),
+      ...(vae && { vae: vae.source }),
+    };
     return { sd, origin, remarks };
   } finally {
     end();
@@ -143,7 +152,12 @@ async function make(
   const start = performance.now();
   const toClip = request.kind === "video" ? textToVideo : textToImage;
   const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
-  const settings: Record<string, unknown> = { ...clip.settings, ...origin, fps };
+  const settings: Record<string, unknown> = {
+    ...clip.settings,
+    ...origin,
+    ...request.pictures,
+    fps,
+  };
   say(`"${prompt}", ${describe(clip)}`);
   const preview = await openPreview(request, sd, flags, io);
   const work = tracked(watch(clip, preview, flags, io));

@@ -46,6 +46,14 @@ export interface GenerateFlags {
   model?: string;
   /** Precision of its files. */
   variant?: string;
+  /** Another autoencoder than the model's. */
+  vae?: string;
+  /** Picture to start from. */
+  init?: string;
+  /** How far that is left behind; absent in `video`. */
+  strength?: number;
+  /** Where it is painted anew; absent in `video`. */
+  mask?: string;
   /** Folder of the vocabulary. */
   tokenizer?: string;
   /** Folder of configurations for a single file. */
@@ -271,6 +279,11 @@ function addSharedOptions(command: Command): Command {
       (text: string, before: LoraRequest[] = []) => [...before, loraWithWeight(text)],
     )
     .option("--variant <name>", VARIANT)
+    .option("--vae <vae>", "another autoencoder: a diffusers folder or a .safetensors file")
+    .option(
+      "--init <file>",
+      "PNG or JPEG to start from; a video's first frame; fills the size, cropped in the middle",
+    )
     .option("--tokenizer <folder>", "where vocab.json and merges.txt are, if not with the model")
     .option("--config <folder>", "diffusers folder whose configurations describe a single file")
     .addOption(
@@ -314,7 +327,16 @@ function addSharedOptions(command: Command): Command {
 
 /** Adds the options of `image`. */
 export function addImageOptions(command: Command): Command {
-  return addSharedOptions(command);
+  return addSharedOptions(command)
+    .option(
+      "--strength <x>",
+      "how far the picture of --init is left behind, 0 to 1 (default: 0.8; with --mask 1)",
+      number({ least: 0, most: 1 }),
+    )
+    .option(
+      "--mask <file>",
+      "paint the picture of --init anew where this one of its size is light",
+    );
 }
 
 /** Adds the options of `video`. */

@@ -8,9 +8,11 @@ import { InputError } from "../../core/errors.ts";
 import { BUILT_IN_NAME } from "../../models/stable_diffusion.ts";
 import { disk } from "../output_file.ts";
 import { parseTarget } from "../target.ts";
+import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
+import { type PictureNames, readPictures } from "./pictures.ts";
 
 /** Which command runs. */
 export type Kind = "video" | "image";
@@ -23,11 +25,16 @@ export interface ModelRequest {
   readonly variant?: string;
   /** Folder of the vocabulary. */
   readonly tokenizer?: string;
+  /** Folder, file, id or address of another autoencoder. */
+  readonly vae?: string;
   /** Folder of configurations for a single file. */
   readonly config?: string;
   /** What the sha256 of a file at an address must be. */
   readonly modelSha256?: string;
 }
+
+/** Options of both commands. */
+type LibraryOptions = TextToVideoOptions & StartImageOptions;
 
 /** What shall be made, and where to. */
 export interface Request {
@@ -36,7 +43,9 @@ export interface Request {
   /** What to show; not empty. */
   readonly prompt: string;
   /** Options of the library; pictures heed some of them. */
-  readonly options: TextToVideoOptions;
+  readonly options: LibraryOptions;
+  /** Where the pictures among them lie. */
+  readonly pictures: PictureNames;
   /** The model; absent for the built-in one. */
   readonly model?: ModelRequest;
   /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
@@ -120,6 +129,12 @@ const STORED = {
   model: "string",
   variant: "string",
   tokenizer: "string",
+  vae: "string",
+  init: "string",
+  initSha256: "string",
+  strength: "number",
+  mask: "string",
+  maskSha256: "string",
   config: "string",
   modelSha256: "string",
   loras: "object",
@@ -129,7 +144,12 @@ const STORED = {
 } as const;
 
 /** Stored settings that are not options of the library. */
-interface Stored extends TextToVideoOptions, Partial<ModelRequest> {
+interface Stored
+  extends
+    TextToVideoOptions,
+    Pick<StartImageOptions, "strength">,
+    Partial<ModelRequest>,
+    PictureNames {
   prompt?: string;
   embeddings?: string[];
   loras?: readonly LoraRequest[];
@@ -153,7 +173,8 @@ export async function readRequest(
       undefined
     ? {}
     : await readStored(flags.from);
-  const { model, variant, tokenizer, config, modelSha256, ...kept } = others;
+  const { init, initSha256, mask, maskSha256, ...made } = others;
+  const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
   const demo = flags.demo ? DEMO : undefined;
   const prompt = typed ?? stored ?? demo?.prompt;
   if (!prompt?.trim()) {
@@ -163,7 +184,7 @@ export async function readRequest(
     );
   }
   const given = libraryOptions(flags);
-  const base: TextToVideoOptions = { ...demo?.options, ...kept };
+  const base: LibraryOptions = { ...demo?.options, ...kept };
   // These follow from what the user now wants otherwise.
   if (given.frames !== undefined) delete base.frameIds;
   if (given.frameIds !== undefined) delete base.frames;
@@ -173,6 +194,11 @@ export async function readRequest(
   }
   const options = { ...base, ...given };
   if (options.seed === -1) options.seed = crypto.getRandomValues(new Uint32Array(1))[0];
+  // A picture that a flag names may be any; videos know no masks.
+  const pictures = await readPictures({
+    ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
+    ...(flags.mask !== undefined ? { mask: flags.mask } : kind === "image" && { mask, maskSha256 }),
+  });
   const overwrite = flags.overwrite ?? flags.demo ?? false;
   const targets = [...flags.output ?? []];
   if (flags.framesDir !== undefined) targets.push(`${flags.framesDir}/`);
@@ -189,8 +215,9 @@ export async function readRequest(
   return {
     kind,
     prompt,
-    options,
-    model: modelRequest(flags, { model, variant, tokenizer, config, modelSha256 }),
+    options: { ...options, ...pictures.options },
+    pictures: pictures.names,
+    model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
     dtype: flags.dtype ?? dtype ?? "auto",
@@ -219,11 +246,11 @@ function checkPreview({ preview, taesd }: GenerateFlags, model: string | undefin
 
 /** The model of the flags, or else the one in a file; flags about its files go with either. */
 function modelRequest(
-  { model, variant, tokenizer, config }: GenerateFlags,
+  { model, variant, tokenizer, vae, config }: GenerateFlags,
   stored: Partial<ModelRequest>,
 ): ModelRequest | undefined {
   const base = model === undefined ? stored : { model };
-  const given = Object.entries({ variant, tokenizer, config }).filter(([, value]) =>
+  const given = Object.entries({ variant, tokenizer, vae, config }).filter(([, value]) =>
     value !== undefined
   );
   if (base.model === undefined) {
@@ -235,8 +262,9 @@ function modelRequest(
 }
 
 /** The flags that are options of the library, without those that were not given. */
-function libraryOptions(flags: GenerateFlags): TextToVideoOptions {
-  const all: TextToVideoOptions = {
+function libraryOptions(flags: GenerateFlags): LibraryOptions {
+  const all: LibraryOptions = {
+    strength: flags.strength,
     steps: flags.steps,
     seed: flags.seed,
     width: flags.width,
