@@ -6,6 +6,7 @@
  */
 
 import assert from "node:assert/strict";
+import process from "node:process";
 import { after, test } from "node:test";
 import { openDevice } from "../core/device.ts";
 import { runtime } from "../core/runtime.ts";
@@ -96,13 +97,16 @@ async function draw(
   }
 }
 
-// Most are left to one runtime: the arithmetic is the adapter's in both.
+// Each sampler draws one of the prompts, or all of them if SAMPLER_PROMPTS=all. Most samplers are left
+// to one runtime: the arithmetic is the adapter's in both.
+const all = process.env.SAMPLER_PROMPTS === "all";
 const drawn = runtime === "deno" ? samplers : samplers.filter(({ usualSteps }) => usualSteps <= 12);
-drawn.forEach(({ name, usualSteps }) => {
-  const i = samplers.findIndex((sampler) => sampler.name === name);
-  const prompt = PROMPTS[i % PROMPTS.length];
-  test(`${name} draws ${prompt} in ${usualSteps} steps`, async () => {
-    // LCM is for models that were distilled for it, which want little guidance.
-    assert.equal(await draw(prompt, name, usualSteps, name === "lcm" ? 1.5 : 5), wanted(prompt));
-  });
-});
+for (const { name, usualSteps } of drawn) {
+  const own = samplers.findIndex((sampler) => sampler.name === name) % PROMPTS.length;
+  for (const prompt of all ? PROMPTS : [PROMPTS[own]]) {
+    test(`${name} draws ${prompt} in ${usualSteps} steps`, async () => {
+      // LCM is for models that were distilled for it, which want little guidance.
+      assert.equal(await draw(prompt, name, usualSteps, name === "lcm" ? 1.5 : 5), wanted(prompt));
+    });
+  }
+}
