@@ -62,8 +62,9 @@ const ENTRIES: readonly Entry[] = [
     name: "dpm++-2m-sde",
     aliases: ["dpmpp_2m_sde"],
     config: { algorithm_type: "sde-dpmsolver++" },
+    usualSteps: 40,
   },
-  { name: "unipc", aliases: ["uni_pc"], Class: UniPCMultistepScheduler, usualSteps: 20 },
+  { name: "unipc", aliases: ["uni_pc"], Class: UniPCMultistepScheduler, usualSteps: 25 },
   { name: "lcm", aliases: [], Class: LCMScheduler, usualSteps: 4 },
 ];
 
