@@ -284,9 +284,7 @@ export class Device implements Disposable {
    */
   async sync(): Promise<void> {
     this.check();
-    this.#queue.flush();
-    // Writes alone are work too, but begin only with a submission.
-    this.gpu.queue.submit([]);
+    this.flush();
     this.#syncs++;
     await this.#orLost(this.gpu.queue.onSubmittedWorkDone());
     await this.#queue.settle();
@@ -312,9 +310,9 @@ export class Device implements Disposable {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Submits the work enqueued so far. */
+  /** Submits the work enqueued so far, writes included: these alone begin with a submission too. */
   flush(): void {
-    this.#queue.flush();
+    if (!this.#queue.flush()) this.gpu.queue.submit([]);
   }
 
   /** Enqueues a shader run. For kernels. */

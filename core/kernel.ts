@@ -83,7 +83,8 @@ export function windowReserve(bytes: number): number {
 
 /**
  * Binds what lies at `offset` (a multiple of 16) of a tensor as uniform 4-vectors: of `f32`, or of
- * `u32` that hold two `f16` each. A window begins at a multiple of 256 at or before the offset. The tensor must have been made with `windowReserve` bytes.
+ * `u32` that hold two `f16` or four 8-bit numbers each. A window begins at a multiple of 256 at or
+ * before the offset. The tensor must have been made with `windowReserve` bytes.
  *
  * @returns The binding, and the element of its array at which the wanted bytes begin.
  */
@@ -93,7 +94,7 @@ export function window(tensor: Tensor, offset: number): { binding: Binding; firs
   return {
     binding: {
       tensor,
-      type: tensor.dtype === "f16" ? "vec4<u32>" : "vec4<f32>",
+      type: tensor.dtype === "f32" ? "vec4<f32>" : "vec4<u32>",
       range: { offset: start - tensor.offset, size: WINDOW_BYTES },
       uniform: WINDOW_BYTES / 16,
     },

@@ -260,9 +260,9 @@ export class CommandQueue {
     this.#encoder.copyBufferToBuffer(from, offset, to, 0, bytes);
   }
 
-  /** Submits what has been encoded. */
-  flush(): void {
-    if (!this.#encoder) return;
+  /** Submits what has been encoded. Returns whether there was anything. */
+  flush(): boolean {
+    if (!this.#encoder) return false;
     this.#closePass();
     this.profiler?.resolve(this.#encoder);
     if (this.#pending) {
@@ -279,6 +279,7 @@ export class CommandQueue {
     this.#encoder = null;
     this.#pending = 0;
     this.#pendingBuffers.clear();
+    return true;
   }
 
   /** Drops the bind groups kept for reuse, before buffers are destroyed. */

@@ -100,8 +100,7 @@ function inWindows(
   const [K4, width] = panels.shape.slice(-2);
   const items = panels.size / (K4 * width);
   const rowBytes = width * bytesPerElement(panels.dtype);
-  const quantized = panels.dtype === "u32";
-  const vectorBytes = quantized ? 4 : 4 * bytesPerElement(panels.dtype);
+  const vectorBytes = panels.dtype === "u32" ? 4 : 4 * bytesPerElement(panels.dtype);
   const parts = stretches(items, product.K, K4, rowBytes);
   const { out } = product;
   // Parts of a sum are added up in f32, whatever the output is.
@@ -120,7 +119,7 @@ function inWindows(
       variant: `${made.variant} ${panels.dtype} ${shared.variant}`,
       read: {
         // `window` knows panels of floats only.
-        w: quantized ? { ...binding, type: "vec4<u32>" } : binding,
+        w: binding,
         ...made.read,
         ...shared.read,
       },

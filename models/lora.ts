@@ -13,6 +13,7 @@ import { openByteSource } from "../core/byte_source.ts";
 import type { Device } from "../core/device.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { openSafetensors, type SafetensorsFile, type TensorInfo } from "../core/safetensors.ts";
+import { sha256Of } from "../core/sha256.ts";
 import { sizeOf } from "../core/shape.ts";
 import { matmul } from "../kernels/mod.ts";
 import type { Location } from "./checkpoint.ts";
@@ -118,11 +119,6 @@ async function openAdapter(
     await file.close();
     throw error;
   }
-}
-
-async function sha256Of(bytes: Uint8Array): Promise<string> {
-  const digest = await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>);
-  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 /** The parts of a model that any of the adapters changes. */

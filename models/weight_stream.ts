@@ -115,7 +115,7 @@ export async function fill(
     if (last) onTensor(tensor);
     bytes += rows * columns * bytesPerElement(tensor.dtype);
     if (bytes < submitted + SUBMIT_BYTES) return;
-    device.gpu.queue.submit([]);
+    device.flush();
     submitted = bytes;
     if (bytes < WAVE_BYTES) return;
     bytes = submitted = 0;

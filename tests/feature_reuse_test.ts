@@ -7,10 +7,10 @@ import { InputError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
-import type { Clip } from "../video/clip.ts";
 import { GuidedUNet } from "../video/guided_unet.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
+import { latentsOf } from "./clips.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });
@@ -23,14 +23,6 @@ const PROMPT = "a red heart in a green meadow";
 const QUICK = { steps: 4, t0: 1, t1: 2, frames: 3, seed: 5 } as const;
 const CELLS = [16, 16] as const;
 const rest = () => Promise.resolve();
-
-async function latentsOf(clip: Clip): Promise<Float32Array> {
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
-}
 
 function video(options: TextToVideoOptions): Promise<Float32Array> {
   return latentsOf(textToVideo(sd, PROMPT, { ...QUICK, ...options }));

@@ -63,6 +63,18 @@ async function picture(path: string, args: string[]) {
 const QUICK = ["--steps", "1", "--width", "64", "--height", "64", "--dtype", "f32"];
 
 describe("one picture", () => {
+  it("with the autoencoder of another repository", async () => {
+    const vae = await repoOf(join(BUILT_IN_FOLDER, "vae"), "artist/vae");
+    await withHub((asked) => hubAnswer(vae, asked), async () => {
+      const out = join(await newFolder(), "a.png");
+      const plain = await picture(out, [PROMPT, ...QUICK, "--model", BUILT_IN_FOLDER]);
+      const model = ["--model", BUILT_IN_FOLDER, "--vae", vae.id];
+      const other = await picture(out, [PROMPT, ...QUICK, ...model]);
+      assert.equal(other.pixels, plain.pixels);
+      assert.equal(other.settings.vae, `${vae.id}@${vae.commit}`);
+    });
+  });
+
   it("of a model of the Hub: fetched, shown, kept, pinned, and made again offline", async () => {
     await withHub((asked) => hubAnswer(repo, asked), async ({ server }) => {
       const folder = await newFolder();

@@ -21,14 +21,8 @@ import { textToImage, type TextToImageOptions } from "../video/text_to_image.ts"
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import { readSettings } from "../video/writer.ts";
 import { refused, run } from "./cli_run.ts";
-import {
-  encodedPicture,
-  framesOf,
-  largest,
-  latentsOf,
-  MASK,
-  PICTURE,
-} from "./start_image_setup.ts";
+import { encodedPicture, framesOf, largest, MASK, PICTURE } from "./start_image_setup.ts";
+import { latentsOf } from "./clips.ts";
 import { TINY, tinySingleFile } from "./tiny_single_file.ts";
 
 const device = await openDevice();

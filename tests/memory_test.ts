@@ -13,6 +13,7 @@ import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { memoryNeeded, outlineOf } from "../video/memory.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
 import { run } from "./cli_run.ts";
+import { latentsOf } from "./clips.ts";
 
 const PROMPT = "a red heart in a green meadow";
 const QUICK = { steps: 2, t0: 0, t1: 1, frames: 4, seed: 5 } as const;
@@ -29,13 +30,8 @@ async function openTiny(memoryBudget?: number): Promise<StableDiffusion> {
   return await StableDiffusion.load(undefined, { device });
 }
 
-async function latents(sd: StableDiffusion, options: TextToVideoOptions): Promise<Float32Array> {
-  const clip = textToVideo(sd, PROMPT, { ...QUICK, ...options });
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
+function latents(sd: StableDiffusion, options: TextToVideoOptions): Promise<Float32Array> {
+  return latentsOf(textToVideo(sd, PROMPT, { ...QUICK, ...options }));
 }
 
 function largest(a: Float32Array, b: Float32Array): number {

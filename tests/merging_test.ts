@@ -9,9 +9,9 @@ import { Generator } from "../core/random.ts";
 import { mergeSlots, scatterMean } from "../kernels/mod.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { drawOrder, matchTokens, sourcesOf } from "../models/token_merging.ts";
-import type { Clip } from "../video/clip.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
+import { latentsOf } from "./clips.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });
@@ -22,14 +22,6 @@ after(async () => {
 
 const PROMPT = "a red heart in a green meadow";
 const QUICK = { steps: 4, t0: 1, t1: 2, frames: 3, seed: 5 } as const;
-
-async function latentsOf(clip: Clip): Promise<Float32Array> {
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
-}
 
 function video(options: TextToVideoOptions): Promise<Float32Array> {
   return latentsOf(textToVideo(sd, PROMPT, { ...QUICK, ...options }));

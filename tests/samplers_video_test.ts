@@ -10,23 +10,15 @@ import { after, test } from "node:test";
 import { InputError } from "../core/errors.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { createScheduler } from "../schedulers/mod.ts";
-import type { Clip } from "../video/clip.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
 import { assertClose, type Config, device } from "./schedulers_setup.ts";
+import { latentsOf } from "./clips.ts";
 
 const sd = await StableDiffusion.load(undefined, { device });
 after(() => sd.dispose());
 
 const PROMPT = "a red heart in a green meadow";
-
-async function latentsOf(clip: Clip): Promise<Float32Array> {
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
-}
 
 const QUICK = { steps: 5, t0: 1, t1: 2, seed: 5 } as const;
 const FRAME = 4 * 16 * 16;

@@ -33,15 +33,6 @@ export const MASK: Frame = {
   data: PICTURE.data.map((_, i) => Math.floor(i / 3) % 128 < 64 ? 255 : 0),
 };
 
-/** The latents that a clip ends with. */
-export async function latentsOf(clip: Clip): Promise<Float32Array> {
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
-}
-
 /** The frames of a clip. */
 export async function framesOf(clip: Clip): Promise<Frame[]> {
   const frames: Frame[] = [];

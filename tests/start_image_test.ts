@@ -23,12 +23,12 @@ import {
   encodedPicture,
   framesOf,
   largest,
-  latentsOf,
   MASK,
   PICTURE,
   psnr,
   resultOf,
 } from "./start_image_setup.ts";
+import { latentsOf } from "./clips.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });

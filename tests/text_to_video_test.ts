@@ -10,10 +10,10 @@ import { Generator } from "../core/random.ts";
 import { gridSample, interpolate, mul } from "../kernels/mod.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { createScheduler, forwardAlphaProduct } from "../schedulers/mod.ts";
-import type { Clip } from "../video/clip.ts";
 import { mirroredIndexes, shiftInCells, warpLatents } from "../video/motion_field.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
+import { latentsOf } from "./clips.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });
@@ -32,14 +32,6 @@ const SD15 = {
   set_alpha_to_one: false,
   clip_sample: false,
 } as const;
-
-async function latentsOf(clip: Clip): Promise<Float32Array> {
-  try {
-    return await (await clip.latents()).data();
-  } finally {
-    clip.dispose();
-  }
-}
 
 function video(options: TextToVideoOptions = {}): Promise<Float32Array> {
   return latentsOf(textToVideo(sd, PROMPT, { ...QUICK, ...options }));

@@ -41,7 +41,7 @@ export function samplerWarnings(settled: Settled, scheduler: Scheduler): string[
     [
       fourthOrder && guided && steps < FOURTH_ORDER_STEPS,
       `${name} with guidance may miss shapes and colours in fewer than ${FOURTH_ORDER_STEPS} steps; ` +
-      `dpm++ and unipc need 20`,
+      `dpm++ and unipc need 20 to 25`,
     ],
     [
       lcm && guidanceScale > LCM_GUIDANCE,

@@ -6,10 +6,10 @@
 
 import type { Device } from "../../core/device.ts";
 import { GpuError } from "../../core/errors.ts";
-import { formatShape } from "../../core/shape.ts";
 import { run } from "../../core/kernel.ts";
 import { shaderKey } from "../../core/shader.ts";
 import { overrideVariants, type VariantChoices } from "../../kernels/variants.ts";
+import { formatShapes } from "../table.ts";
 import { type Method, time } from "../timing.ts";
 import { findError, upload, type Workload } from "../workload.ts";
 import type { Decision, Way } from "./decisions.ts";
@@ -221,5 +221,5 @@ export async function timeWays(
 
 /** `conv2d [1, 320, 16, 16]`. */
 export function describeCall({ kernel, input: { shapes } }: Workload): string {
-  return `${kernel.name} ${shapes.slice(0, 2).flatMap((s) => s ? [formatShape(s)] : []).join(" ")}`;
+  return `${kernel.name} ${formatShapes(shapes.slice(0, 2))}`;
 }

@@ -6,6 +6,7 @@
 
 import { openByteSource } from "../../core/byte_source.ts";
 import { InputError } from "../../core/errors.ts";
+import { sha256Of } from "../../core/sha256.ts";
 import { decodePicture } from "../picture.ts";
 import type { StartImageOptions } from "../start_image.ts";
 
@@ -54,9 +55,8 @@ export async function readPictures(
 async function read(option: string, path: string, wanted: string | undefined) {
   const source = await openByteSource(path);
   try {
-    const bytes = new Uint8Array(await source.read(0, source.size));
-    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-    const sha256 = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+    const bytes = await source.read(0, source.size);
+    const sha256 = await sha256Of(bytes);
     if (wanted !== undefined && wanted !== sha256) {
       throw new InputError(
         `${source.name}: the settings were made with a picture of sha256 ${wanted}, this one has ` +

@@ -169,10 +169,8 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = flags.from ===
-      undefined
-    ? {}
-    : await readStored(flags.from);
+  const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
+  const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...made } = others;
   const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
   const demo = flags.demo ? DEMO : undefined;

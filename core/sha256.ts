@@ -1,0 +1,11 @@
+/**
+ * Checksums of bytes, in every runtime.
+ *
+ * @module
+ */
+
+/** The sha256 of some bytes, as 64 hexadecimal digits. */
+export async function sha256Of(bytes: Uint8Array): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", bytes as Uint8Array<ArrayBuffer>);
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
