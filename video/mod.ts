@@ -11,7 +11,15 @@ export type { GenerationOptions } from "./generation.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
 export type { VideoQuality } from "./mp4.ts";
 export { readPicture } from "./picture.ts";
+export {
+  extendFrames,
+  type ExtendRule,
+  type PreparedVideo,
+  type PrepareOptions,
+  prepareVideo,
+} from "./prepare_video.ts";
 export { linearColours, previewFrames, type PreviewKind } from "./preview.ts";
+export { openVideo, type VideoInfo, type VideoReader } from "./reader.ts";
 export type { StartImageOptions } from "./start_image.ts";
 export { textToImage, type TextToImageOptions } from "./text_to_image.ts";
 export { type Intermediate, textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";

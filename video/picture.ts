@@ -66,7 +66,12 @@ export function decodePicture(bytes: Uint8Array, name: string): Frame {
   }
 }
 
-function checkSize(name: string, width: number, height: number): void {
+/**
+ * Refuses pictures of more than 2²⁵ pixels.
+ *
+ * @throws {InputError} naming the file.
+ */
+export function checkPictureSize(name: string, width: number, height: number): void {
   if (width * height <= MOST_PIXELS) return;
   throw new InputError(
     `${name}: a picture may have ${MOST_PIXELS} pixels, this one is ${width}x${height}; ` +
@@ -74,16 +79,23 @@ function checkSize(name: string, width: number, height: number): void {
   );
 }
 
-function decodePng(bytes: Uint8Array, name: string): Frame {
+/**
+ * The picture in a whole PNG file.
+ *
+ * @param ground RGB of its size that it is laid on, which is changed; white when absent.
+ * @throws {InputError} more than 2²⁵ pixels; other errors if the file is damaged.
+ */
+export function decodePng(bytes: Uint8Array, name: string, ground?: Uint8Array): Frame {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   // The signature, then the length and name of the first chunk, IHDR, which begins with the size.
-  checkSize(name, view.getUint32(16), view.getUint32(20));
+  checkPictureSize(name, view.getUint32(16), view.getUint32(20));
   const png = decodePngFile(bytes, { checkCrc: true });
   const { width, height } = png;
+  const rgb = ground ?? new Uint8Array(3 * width * height).fill(255);
   const palette = png.palette ?? (png.depth < 8 ? greys(png.depth) : null);
-  return palette
-    ? { width, height, data: toRgb(convertIndexedToRgb({ ...png, palette }), palette[0].length) }
-    : { width, height, data: toRgb(png.data, png.channels, png.depth === 16 ? 257 : 1) };
+  if (palette) layOn(rgb, convertIndexedToRgb({ ...png, palette }), palette[0].length);
+  else layOn(rgb, png.data, png.channels, png.depth === 16 ? 257 : 1);
+  return { width, height, data: rgb };
 }
 
 /** The palette that few bits of grey amount to. */
@@ -95,25 +107,24 @@ function greys(depth: DecodedPng["depth"]): number[][] {
   );
 }
 
-/** Grey or RGB, with or without alpha, to RGB on white. */
-function toRgb(data: ArrayLike<number>, channels: number, divisor = 1): Uint8Array {
+/** Draws grey or RGB, with or without alpha, on RGB. */
+function layOn(rgb: Uint8Array, data: ArrayLike<number>, channels: number, divisor = 1): void {
   const colours = channels < 3 ? 1 : 3;
-  const rgb = new Uint8Array(3 * data.length / channels);
   for (let i = 0; i < rgb.length / 3; i++) {
     const at = i * channels;
     const opacity = channels === colours ? 1 : data[at + colours] / divisor / 255;
     for (let c = 0; c < 3; c++) {
       const value = data[at + Math.min(c, colours - 1)] / divisor;
-      rgb[3 * i + c] = Math.round(255 + opacity * (value - 255));
+      const ground = rgb[3 * i + c];
+      rgb[3 * i + c] = Math.round(ground + opacity * (value - ground));
     }
   }
-  return rgb;
 }
 
 function decodeJpeg(bytes: Uint8Array, name: string): Frame {
   const head = readJpegHead(bytes);
   if (!head) throw new Error("it ends before its picture begins");
-  checkSize(name, head.width, head.height);
+  checkPictureSize(name, head.width, head.height);
   const { data } = decodeJpegFile(bytes, {
     useTArray: true,
     formatAsRGBA: false,
@@ -123,8 +134,8 @@ function decodeJpeg(bytes: Uint8Array, name: string): Frame {
   return upright(data, head);
 }
 
-/** Turns and mirrors the rows of a photograph as its orientation says. */
-function upright(data: Uint8Array, { width, height, orientation }: JpegHead): Frame {
+/** Turns and mirrors the rows of a picture as its orientation says. */
+export function upright(data: Uint8Array, { width, height, orientation }: JpegHead): Frame {
   if (orientation === 1) return { width, height, data };
   const swapped = orientation >= 5;
   const fromRight = [2, 3, 7, 8].includes(orientation);
