@@ -11,7 +11,16 @@
 
 import { ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { add, attention, type AttentionMode, geglu, slice } from "../kernels/mod.ts";
+import {
+  add,
+  assign,
+  attention,
+  type AttentionMode,
+  broadcastTo,
+  concat,
+  geglu,
+  slice,
+} from "../kernels/mod.ts";
 import { type Layer, linear, norm, tokenNorm } from "./layers.ts";
 import { matchTokens, type TokenMerging } from "./token_merging.ts";
 import type { Weights } from "./weights.ts";
@@ -36,6 +45,20 @@ export function disposeCache(cache: KeyValueCache): void {
   cache.clear();
 }
 
+/** Attention that looks back at the frames before each frame. */
+export interface LookBack {
+  /** The frames that a frame sees, as distances back from itself; 0 is the frame itself. */
+  readonly distances: readonly number[];
+  /** Whether it sees the anchor, too. */
+  readonly first: boolean;
+  /**
+   * Keys and values of the frames just before the batch, as many as the longest distance. An empty
+   * cache is filled by this call, whose batch must then hold the anchor alone, which stands for all
+   * frames before it; every later call leaves its own last frames there.
+   */
+  readonly before: KeyValueCache;
+}
+
 /** How self-attention treats the rows of a batch laid out `(guidance, frame)`. */
 export interface FrameAttention {
   /** Which frames a frame looks at. */
@@ -47,6 +70,8 @@ export interface FrameAttention {
    * then hold the anchor alone; a filled one is used instead of projecting them again.
    */
   readonly anchor?: KeyValueCache;
+  /** Looks at other frames than the anchor, in place of `mode`. */
+  readonly lookBack?: LookBack;
   /** Merges tokens around self-attention in the blocks of full resolution. Default: none. */
   readonly merge?: TokenMerging;
 }
@@ -97,25 +122,76 @@ export function attentionLayer(
   return { project: (tokens) => ({ key: toK(tokens), value: toV(tokens) }), attend };
 }
 
+/** Keys and values for self-attention, and which of their rows each frame looks at. */
+interface Looked {
+  readonly kv: KeyValue;
+  readonly by: FrameAttention;
+  readonly kvFrames: number;
+}
+
 /** Keys and values for self-attention, of those frames only that are looked at. */
 function selfKeyValue(
   layer: AttentionLayer,
   path: string,
   x: Tensor,
-  { mode, frames, anchor }: FrameAttention,
-): { kv: KeyValue; kvFrames: number } {
+  by: FrameAttention,
+): Looked {
+  const { mode, frames, anchor, lookBack } = by;
+  if (lookBack) {
+    return { kv: lookingBack(layer.project(x), path, by, lookBack), by: SELF, kvFrames: 1 };
+  }
   const kept = anchor?.get(path);
-  if (kept) return { kv: kept, kvFrames: 1 };
+  if (kept) return { kv: kept, by, kvFrames: 1 };
   if (anchor) {
     const { key, value } = layer.project(x);
     const kv = { key: key.keep(), value: value.keep() };
     anchor.set(path, kv);
-    return { kv, kvFrames: frames };
+    return { kv, by, kvFrames: frames };
   }
-  if (mode !== "first" || frames === 1) return { kv: layer.project(x), kvFrames: frames };
+  if (mode !== "first" || frames === 1) return { kv: layer.project(x), by, kvFrames: frames };
   const [rows, C, N] = x.shape;
   const first = slice(x.reshape([rows / frames, frames, C, N]), [0], [1], [1]);
-  return { kv: layer.project(first.reshape([rows / frames, C, N])), kvFrames: 1 };
+  return { kv: layer.project(first.reshape([rows / frames, C, N])), by, kvFrames: 1 };
+}
+
+/** For each frame the keys and values of all frames that it sees, one behind the other. */
+export function lookingBack(
+  own: KeyValue,
+  path: string,
+  { frames, anchor }: FrameAttention,
+  { distances, first, before }: LookBack,
+): KeyValue {
+  const reach = Math.max(...distances);
+  const [rows, C, N] = own.key.shape;
+  const guidance = rows / frames;
+  const spread = (tensor: Tensor, count: number) =>
+    broadcastTo(tensor.reshape([guidance, 1, C, N]), [guidance, count, C, N]);
+  const each = (make: (part: (kv: KeyValue) => Tensor) => Tensor): KeyValue => ({
+    key: make(({ key }) => key),
+    value: make(({ value }) => value),
+  });
+  const keep = ({ key, value }: KeyValue): KeyValue => ({ key: key.keep(), value: value.keep() });
+  const earlier = before.get(path);
+  const anchored = anchor?.get(path);
+  if (!earlier && !anchored) {
+    // Copies of its own: later frames overwrite these, not the anchor's.
+    const repeated = (tensor: Tensor) => {
+      const copies = tensor.device.empty([guidance, reach, C, N], tensor.dtype);
+      assign(copies, spread(tensor, reach));
+      return copies;
+    };
+    if (reach) before.set(path, keep(each((part) => repeated(part(own)))));
+    if (first) anchor?.set(path, keep(own));
+    return own;
+  }
+  return each((part) => {
+    const recent = part(own).reshape([guidance, frames, C, N]);
+    const bank = earlier ? concat([part(earlier), recent], 1) : recent;
+    const seen = distances.map((back) => slice(bank, [reach - back], [reach - back + frames], [1]));
+    if (anchored) seen.unshift(spread(part(anchored), frames));
+    if (earlier) assign(part(earlier), slice(bank, [frames], [frames + reach], [1]));
+    return concat(seen.map((tensor) => tensor.reshape([rows, C, N])), 2);
+  });
 }
 
 /** A block of self-attention, cross-attention and feed-forward. */
@@ -145,8 +221,8 @@ export function transformerBlock(
     const h1 = x.device.scope(() => {
       const h = norm1(x);
       const attend = (residual: Tensor | null, tokens: Tensor) => {
-        const { kv, kvFrames } = selfKeyValue(attn1, path, tokens, frames);
-        return attn1.attend(residual, tokens, kv, frames, kvFrames);
+        const { kv, by, kvFrames } = selfKeyValue(attn1, path, tokens, frames);
+        return attn1.attend(residual, tokens, kv, by, kvFrames);
       };
       const matched = matchTokens(x, frames.merge);
       return matched ? add(x, matched.unmerge(attend(null, matched.merge(h)))) : attend(x, h);

@@ -9,6 +9,7 @@ export {
   type FrameAttention,
   type KeyValue,
   type KeyValueCache,
+  type LookBack,
 } from "./attention.ts";
 export type { AttentionMode } from "../kernels/mod.ts";
 export { type Location, openWeights, readJson, type WeightStem } from "./checkpoint.ts";

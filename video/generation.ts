@@ -204,19 +204,23 @@ function namedScheduler(
 /**
  * Encodes the prompts of the guidance rows.
  *
- * @returns `[2, tokens, width]` (negative, positive), or `[1, tokens, width]` without guidance.
+ * @param later Prompts of later frames.
+ * @returns `[2, tokens, width]` (negative, positive), or `[1, tokens, width]` without guidance; then
+ * a row for each later prompt.
  */
 export async function encodePrompts(
   sd: StableDiffusion,
   settled: Settled,
   warnings: string[],
+  later: readonly string[] = [],
+  guided: boolean = GuidedUNet.needsNegative(settled.guidanceScale),
 ): Promise<Tensor> {
-  const { prompt, negativePrompt, guidanceScale } = settled;
-  const prompts = GuidedUNet.needsNegative(guidanceScale) ? [negativePrompt, prompt] : [prompt];
+  const { prompt, negativePrompt } = settled;
+  const prompts = [...guided ? [negativePrompt] : [], prompt, ...later];
   await sd.restoreTextEncoder();
   const { hiddenStates, cut, unbalanced } = sd.encodePrompt(prompts, settled);
   prompts.forEach((text, i) => {
-    const which = prompts.length === 2 && i === 0 ? "negative prompt" : "prompt";
+    const which = guided && i === 0 ? "negative prompt" : "prompt";
     if (cut[i]) {
       const limit = sd.tokenizer.maxLength - 2;
       warnings.push(

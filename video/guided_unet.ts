@@ -21,8 +21,23 @@ import { MemoryError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
-import { add, assign, concat, div, linearCombination, mul, narrow, std } from "../kernels/mod.ts";
-import { disposeCache, type FrameAttention, type KeyValueCache } from "../models/attention.ts";
+import {
+  add,
+  assign,
+  concat,
+  div,
+  linearCombination,
+  mul,
+  narrow,
+  std,
+  sub,
+} from "../kernels/mod.ts";
+import {
+  disposeCache,
+  type FrameAttention,
+  type KeyValueCache,
+  type LookBack,
+} from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
 
@@ -30,10 +45,19 @@ import type { UNet2DConditionModel } from "../models/unet.ts";
 export interface GuidedUNetOptions {
   /** Weight of the prompt against the negative prompt; at 1 and below only the prompt is used. */
   readonly guidanceScale: number;
+  /** Weight for each frame, by its place in the clip, instead of one for all. */
+  readonly guidanceAt?: (position: number) => number;
+  /**
+   * Text of each frame, by its place in the clip, instead of one for all: rows as in the hidden
+   * states. Called inside a scope.
+   */
+  readonly textAt?: (position: number) => Tensor;
   /** Share in which {@link rescaleGuidance} is applied, 0 … 1. */
   readonly guidanceRescale?: number;
-  /** Whether frames attend to the first frame, or each to itself. */
+  /** Whether frames attend to other frames, or each to itself. */
   readonly crossFrame: boolean;
+  /** To which others. Default: the first frame alone. */
+  readonly lookBack?: Pick<LookBack, "distances" | "first">;
   /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
   readonly rows?: number;
   /** Share of the tokens merged around self-attention at full resolution. Default 0. */
@@ -48,13 +72,28 @@ export interface GuidedUNetOptions {
 interface Pass {
   readonly rows: number;
   readonly text: KeyValueCache;
-  readonly anchors: Readonly<Record<Depth, KeyValueCache>>;
+  readonly seen: Readonly<Record<Depth, Seen>>;
+}
+
+/** Keys and values of frames that others attend to. */
+interface Seen {
+  readonly anchor: KeyValueCache;
+  /** Those of the frames before the next group. */
+  readonly before: KeyValueCache;
 }
 
 /** What a step computes: everything, or the outermost layers. */
 type Depth = "whole" | "outer";
 
-const noAnchors = (): Pass["anchors"] => ({ whole: new Map(), outer: new Map() });
+const nothingSeen = (): Pass["seen"] => ({
+  whole: { anchor: new Map(), before: new Map() },
+  outer: { anchor: new Map(), before: new Map() },
+});
+
+function forgetSeen({ anchor, before }: Seen): void {
+  disposeCache(anchor);
+  disposeCache(before);
+}
 
 /** Rows at once where nothing else limits them: enough to fill a GPU. */
 const MOST_ROWS = 8;
@@ -63,6 +102,10 @@ const MOST_ROWS = 8;
 interface Group {
   readonly sample: Tensor;
   readonly timestep: Tensor;
+  /** Text of the frames of each pass, where it changes over the clip. */
+  readonly texts: readonly Tensor[];
+  /** Guidance of the frames, `[frames, 1, 1, 1]`, where that changes. */
+  readonly scales: Tensor | null;
   /** Deep features of each pass, made or used; none if they are never used again. */
   readonly deep: readonly Tensor[];
   readonly plan: Plan<Tensor>;
@@ -72,6 +115,8 @@ interface Group {
 export class GuidedUNet implements Disposable {
   readonly #unet: UNet2DConditionModel;
   readonly #cells: readonly [number, number];
+  /** Tokens and width of a text. */
+  readonly #words: readonly number[];
   readonly #options: GuidedUNetOptions;
   #passes: readonly Pass[];
   /** Frames of a group. */
@@ -94,14 +139,15 @@ export class GuidedUNet implements Disposable {
   ) {
     this.#unet = unet;
     this.#options = options;
-    const guidance = hiddenStates.shape[0];
+    const [guidance, ...words] = hiddenStates.shape;
+    this.#words = words;
     const rows = options.rows ?? rowsThatBind(unet, cells);
     this.#frames = Math.max(1, Math.floor(rows / guidance));
     this.#arena = unet.device.arena();
     this.#passes = [{
       rows: guidance,
       text: unet.encodeText(hiddenStates),
-      anchors: noAnchors(),
+      seen: nothingSeen(),
     }];
     this.#cells = cells;
     if (options.merge) {
@@ -161,6 +207,7 @@ export class GuidedUNet implements Disposable {
         device.scope(() => {
           assign(group.sample, narrow(x, 0, first, count));
           device.write(group.timestep, [timestep]);
+          this.#address(group, first, count);
           if (depth === "outer") group.deep.forEach((deep, i) => assign(deep, kept[i]));
           group.plan.run();
           if (depth === "whole") group.deep.forEach((deep, i) => assign(kept[i], deep));
@@ -174,6 +221,24 @@ export class GuidedUNet implements Disposable {
       output.dispose();
       throw error;
     }
+  }
+
+  /** Gives a group what its frames have of their own besides latents. */
+  #address({ texts, scales }: Group, first: number, count: number): void {
+    const { textAt, guidanceAt } = this.#options;
+    const positions = Array.from({ length: count }, (_, i) => first + i);
+    if (scales && guidanceAt) this.device.write(scales, positions.map(guidanceAt));
+    if (!textAt) return;
+    positions.forEach((position, i) => {
+      const rows = textAt(position);
+      let row = 0;
+      this.#passes.forEach((pass, p) => {
+        for (let r = 0; r < pass.rows; r++, row++) {
+          const one = narrow(rows, 0, row, 1);
+          assign(texts[p], one, (r * count + i) * one.size);
+        }
+      });
+    });
   }
 
   /** Other destinations in every step, the same for all frames and on every run. */
@@ -238,45 +303,60 @@ export class GuidedUNet implements Disposable {
         path,
         { key: part(key, row), value: part(value, row) },
       ])),
-      anchors: noAnchors(),
+      seen: nothingSeen(),
     }));
     disposeCache(text);
   }
 
   #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
     const { device, config, dtype } = this.#unet;
-    const { guidanceScale, guidanceRescale = 0, crossFrame, reuse = 1 } = this.#options;
+    const { guidanceScale, guidanceRescale = 0, crossFrame, lookBack, reuse = 1 } = this.#options;
+    const { guidanceAt, textAt } = this.#options;
     const [frames, , ...cells] = shape;
     const sample = device.empty(shape).keep();
     const timestep = device.empty([1]).keep();
     const deep: Tensor[] = [];
+    const texts: Tensor[] = [];
+    const scales = guidanceAt ? device.empty([frames, 1, 1, 1]).keep() : null;
+    const inputs = () => [sample, timestep, ...deep, ...texts, ...scales ? [scales] : []];
     const merge = this.#merging;
     try {
+      for (const { rows } of textAt ? this.#passes : []) {
+        texts.push(device.empty([rows * frames, ...this.#words]).keep());
+      }
       for (const { rows } of reuse > 1 ? this.#passes : []) {
         const extents = [rows * frames, config.blockOutChannels[0], ...cells];
         deep.push(device.empty(extents, dtype).keep());
       }
       const plan = device.record(() => {
-        const noise = this.#passes.flatMap(({ rows, text, anchors }, i) => {
-          const anchor = anchors[depth];
-          if (isAnchor) disposeCache(anchor);
+        const noise = this.#passes.flatMap(({ rows, text, seen }, i) => {
+          const { anchor, before } = seen[depth];
+          if (isAnchor) forgetSeen(seen[depth]);
           const attention: FrameAttention = crossFrame
-            ? { mode: "first", frames, anchor, merge }
+            ? {
+              mode: "first",
+              frames,
+              anchor,
+              merge,
+              lookBack: lookBack && { ...lookBack, before },
+            }
             : { mode: "self", frames: 1, merge };
           const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
-          const all = this.#unet.forward(input, timestep, text, {
+          const all = this.#unet.forward(input, timestep, texts[i] ?? text, {
             frames: attention,
             deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
           });
           return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
         });
         if (noise.length === 1) return noise[0];
-        const guided = linearCombination([1 - guidanceScale, guidanceScale], noise);
+        const guided = scales
+          ? add(noise[0], mul(sub(noise[1], noise[0]), scales))
+          : linearCombination([1 - guidanceScale, guidanceScale], noise);
         return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
       }, this.#arena);
-      return { sample, timestep, deep, plan };
+      return { sample, timestep, texts, scales, deep, plan };
     } catch (error) {
-      for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
+      for (const tensor of inputs()) tensor.dispose();
       throw error;
     }
   }
@@ -287,15 +367,16 @@ export class GuidedUNet implements Disposable {
   }
 
   #forget(): void {
-    for (const { sample, timestep, deep, plan } of this.#groups.values()) {
+    for (const { sample, timestep, texts, scales, deep, plan } of this.#groups.values()) {
       plan.dispose();
-      for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
+      for (const tensor of [sample, timestep, ...texts, ...deep]) tensor.dispose();
+      scales?.dispose();
     }
     this.#groups.clear();
     this.#dropFeatures();
-    for (const { anchors } of this.#passes) {
-      disposeCache(anchors.whole);
-      disposeCache(anchors.outer);
+    for (const { seen } of this.#passes) {
+      forgetSeen(seen.whole);
+      forgetSeen(seen.outer);
     }
   }
 

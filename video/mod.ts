@@ -7,6 +7,7 @@
 export type { Clip, ClipStep } from "./clip.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
 export type { Frame } from "./frame.ts";
+export type { FrameAttentionChoice } from "./frame_attention.ts";
 export type { GenerationOptions } from "./generation.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
 export type { VideoQuality } from "./mp4.ts";
@@ -20,6 +21,7 @@ export {
 } from "./prepare_video.ts";
 export { linearColours, previewFrames, type PreviewKind } from "./preview.ts";
 export { openVideo, type VideoInfo, type VideoReader } from "./reader.ts";
+export type { AtFrames, ChangingText } from "./prompt_travel.ts";
 export type { StartImageOptions } from "./start_image.ts";
 export { textToImage, type TextToImageOptions } from "./text_to_image.ts";
 export { type Intermediate, textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";

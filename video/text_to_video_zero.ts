@@ -22,11 +22,12 @@ import { InputError, ShapeError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
 import { sameShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { assign, linearCombination } from "../kernels/mod.ts";
+import { assign, linearCombination, narrow } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { forwardAlphaProduct, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import { checkFrame, type Frame } from "./frame.ts";
+import { type FrameAttentionChoice, lookBackOf } from "./frame_attention.ts";
 import {
   checkNumber,
   denoise,
@@ -41,11 +42,12 @@ import { GuidedUNet } from "./guided_unet.ts";
 import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
 import { noiseOfDiffusers, noisePerFrame } from "./noise.ts";
+import { type ChangingText, courseOf } from "./prompt_travel.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
 
 /** Options of {@link textToVideo}. */
-export interface TextToVideoOptions extends GenerationOptions {
+export interface TextToVideoOptions extends GenerationOptions, ChangingText {
   /**
    * The first frame, instead of what the prompt alone would make; it covers the size and is cropped
    * in the middle. Needs the scheduler `"ddim"`.
@@ -65,6 +67,10 @@ export interface TextToVideoOptions extends GenerationOptions {
   t1?: number;
   /** Whether frames attend to the first frame. Default true; false is an ablation. */
   crossFrame?: boolean;
+  /** To which frames they attend. Default `"first"`, the paper's. */
+  attention?: FrameAttentionChoice;
+  /** Frames of `attention: "window"`, the frame itself included. Default 2. */
+  attentionWindow?: number;
   /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
   motion?: boolean;
   /**
@@ -141,6 +147,10 @@ export function textToVideo(
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
   const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
+  const { attention = "first", attentionWindow = 2 } = options;
+  checkNumber("attentionWindow", attentionWindow, { least: 1, whole: true });
+  const lookBack = lookBackOf(attention, attentionWindow);
+  const course = courseOf(settled, options, frameIds);
   const { width, height, guidanceScale, guidanceRescale, eta, seed, merge, reuse } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
@@ -168,12 +178,15 @@ export function textToVideo(
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
-    const text = await encodePrompts(sd, settled, warnings);
+    const { later, guided: isGuided, guidanceAt } = course;
+    const words = await encodePrompts(sd, settled, warnings, later, isGuided);
+    const text = device.scope(() => narrow(words, 0, 0, isGuided ? 2 : 1)).keep();
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
     const relieve = () => sd.releaseTextEncoder();
-    const owned: Disposable[] = [text];
+    const owned: Disposable[] = [text, words];
     try {
+      const textAt = await course.textAt(words);
       const steps = t1 + 1;
       const picture = image &&
         (yield* invertPicture(sd, image, text, settled, { steps, total: 2 * steps, signal }));
@@ -181,7 +194,10 @@ export function textToVideo(
       const guided = new GuidedUNet(unet, text, cells, {
         guidanceScale,
         guidanceRescale,
+        guidanceAt,
+        textAt,
         crossFrame,
+        lookBack,
         rows,
         merge,
         reuse,
@@ -189,6 +205,7 @@ export function textToVideo(
       });
       owned.push(guided);
       text.dispose();
+      if (!textAt) words.dispose();
       const sampler = { unet: guided, scheduler, others, noise, eta, signal };
       return yield* picture
         ? followPicture(sampler, picture, video, options)
@@ -218,6 +235,10 @@ export function textToVideo(
       t0,
       t1,
       crossFrame,
+      ...(attention !== "first" && { attention }),
+      ...(attention === "window" && { attentionWindow }),
+      ...(options.prompts && { prompts: options.prompts }),
+      ...(options.guidanceScales && { guidanceScales: options.guidanceScales }),
       motion: useMotion,
       compat,
       ...modelSettings(sd),

@@ -6,6 +6,8 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
+import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.ts";
+import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
@@ -106,6 +108,14 @@ export interface GenerateFlags {
   rows?: number;
   /** Whether frames attend to the first one; absent in `image`. */
   crossFrame?: boolean;
+  /** To which frames they attend. */
+  attention?: FrameAttentionChoice;
+  /** Frames of the window. */
+  attentionWindow?: number;
+  /** Prompts of later frames. */
+  promptAt?: AtFrames<string>;
+  /** Guidance of later frames. */
+  guidanceAt?: AtFrames<number>;
   /** Whether frames are moved; absent in `image`. */
   motion?: boolean;
 }
@@ -220,6 +230,22 @@ function schedulerName(text: string): string {
   } catch {
     throw new InvalidArgumentError(`It must be one of ${SHORT_NAMES}, or a class of diffusers.`);
   }
+}
+
+/** A parser that collects values at frames: `"12: a blue heart"`. */
+function atFrames<T>(
+  read: (text: string) => T,
+): (text: string, before?: AtFrames<T>) => AtFrames<T> {
+  return (text, before = {}) => {
+    const [, frame, value] = /^\s*(\d{1,9})\s*:\s*(.+)$/s.exec(text) ?? [];
+    if (frame === undefined) {
+      throw new InvalidArgumentError('It must be a frame number, a colon and a value: "12: …".');
+    }
+    if (Object.hasOwn(before, Number(frame))) {
+      throw new InvalidArgumentError(`Frame ${frame} is given twice.`);
+    }
+    return { ...before, [Number(frame)]: read(value) };
+  };
 }
 
 const collect = (text: string, before: string[] = []): string[] => [...before, text];
@@ -365,6 +391,25 @@ export function addVideoOptions(command: Command): Command {
       "--rows <n>",
       "UNet rows computed at once, two a frame with guidance (default: up to 8, as many as fit)",
       whole(1),
+    )
+    .addOption(
+      new Option("--attention <frames>", "which frames a frame attends to (default: first)")
+        .choices(FRAME_ATTENTION),
+    )
+    .option(
+      "--attention-window <n>",
+      "frames of --attention window besides the first, the frame itself included (default: 2)",
+      whole(1),
+    )
+    .option(
+      "--prompt-at <frame: prompt>",
+      "another prompt from that frame on, reached gradually; can be repeated",
+      atFrames((text) => text),
+    )
+    .option(
+      "--guidance-at <frame: x>",
+      "another guidance from that frame on, reached gradually; can be repeated",
+      atFrames(number({ least: 0 })),
     )
     .option("--frames-dir <folder>", "also write every frame as a PNG file")
     .option("--no-cross-frame", "let every frame attend to itself only")

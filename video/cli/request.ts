@@ -124,6 +124,10 @@ const STORED = {
   t0: "number",
   t1: "number",
   crossFrame: "boolean",
+  attention: "string",
+  attentionWindow: "number",
+  prompts: "map",
+  guidanceScales: "map",
   motion: "boolean",
   compat: "string",
   model: "string",
@@ -285,6 +289,10 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     t0: flags.t0,
     t1: flags.t1,
     rows: flags.rows,
+    attention: flags.attention,
+    attentionWindow: flags.attentionWindow,
+    prompts: flags.promptAt,
+    guidanceScales: flags.guidanceAt,
     // The parser says true where nobody said no.
     crossFrame: flags.crossFrame === false ? false : undefined,
     motion: flags.motion === false ? false : undefined,
@@ -301,7 +309,9 @@ async function readStored(file: string): Promise<Stored> {
   const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
   for (const [name, type] of entries) {
     const value = settings[name];
-    const right = typeof value === type && (type !== "object" || Array.isArray(value));
+    const kind = type === "object" || type === "map" ? "object" : type;
+    const right = typeof value === kind &&
+      (kind !== "object" || (type === "map") !== Array.isArray(value));
     if (right && (name !== "loras" || areLoras(value))) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
