@@ -52,6 +52,9 @@ export { geglu } from "./geglu.ts";
 export { embedding, gather, type Indexes, indexSelect } from "./gather.ts";
 export { gridSample, type GridSampleOptions } from "./grid_sample.ts";
 export { interpolate, type InterpolateOptions } from "./interpolate.ts";
+export { gaussianBlur } from "./gaussian_blur.ts";
+export { edgeCandidates, edgeGradient } from "./edges.ts";
+export { hysteresis } from "./hysteresis.ts";
 export { avgPool2d, maxPool2d, type Pair } from "./pool.ts";
 export {
   type Axes,

@@ -5,6 +5,7 @@
  */
 
 export type { Clip, ClipStep } from "./clip.ts";
+export * from "./conditions/mod.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
 export type { Frame } from "./frame.ts";
 export type { FrameAttentionChoice } from "./frame_attention.ts";
