@@ -1,5 +1,5 @@
 /**
- * The denoiser of a clip: UNet and classifier-free guidance, with cross-frame attention, for any
+ * The denoiser of a clip: UNet and guidance (`guidance.ts`), with cross-frame attention, for any
  * number of frames in constant memory.
  *
  * Each step goes over the frames in groups. The first frame comes first and leaves its keys and
@@ -17,7 +17,7 @@
 
 import type { Arena } from "../core/arena.ts";
 import type { Device } from "../core/device.ts";
-import { MemoryError } from "../core/errors.ts";
+import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
@@ -25,16 +25,15 @@ import { add, assign, concat, div, linearCombination, mul, narrow, std } from ".
 import { disposeCache, type FrameAttention, type KeyValueCache } from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
+import { type GuidanceRow, guidanceRows, type GuidanceScales } from "./guidance.ts";
 
 /** Settings of a {@link GuidedUNet}. */
-export interface GuidedUNetOptions {
-  /** Weight of the prompt against the negative prompt; at 1 and below only the prompt is used. */
-  readonly guidanceScale: number;
+export interface GuidedUNetOptions extends GuidanceScales {
   /** Share in which {@link rescaleGuidance} is applied, 0 … 1. */
   readonly guidanceRescale?: number;
   /** Whether frames attend to the first frame, or each to itself. */
   readonly crossFrame: boolean;
-  /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
+  /** Rows of the UNet computed at once; a frame has one a guidance row. Default: as many as fit. */
   readonly rows?: number;
   /** Share of the tokens merged around self-attention at full resolution. Default 0. */
   readonly merge?: number;
@@ -46,7 +45,7 @@ export interface GuidedUNetOptions {
 
 /** Guidance rows that are evaluated together, and what their attention layers look at. */
 interface Pass {
-  readonly rows: number;
+  readonly guidance: readonly GuidanceRow[];
   readonly text: KeyValueCache;
   readonly anchors: Readonly<Record<Depth, KeyValueCache>>;
 }
@@ -72,6 +71,7 @@ interface Group {
 export class GuidedUNet implements Disposable {
   readonly #unet: UNet2DConditionModel;
   readonly #cells: readonly [number, number];
+  readonly #guidance: readonly GuidanceRow[];
   readonly #options: GuidedUNetOptions;
   #passes: readonly Pass[];
   /** Frames of a group. */
@@ -83,8 +83,9 @@ export class GuidedUNet implements Disposable {
   readonly #arena: Arena;
 
   /**
-   * @param hiddenStates Negative and positive prompt, `[2, tokens, width]`, or the prompt alone.
+   * @param hiddenStates The texts of the guidance rows, `[rows, tokens, width]`.
    * @param cells Height and width of the latents.
+   * @throws {ShapeError} if there are more or fewer texts than {@link guidanceRows}.
    */
   constructor(
     unet: UNet2DConditionModel,
@@ -94,12 +95,18 @@ export class GuidedUNet implements Disposable {
   ) {
     this.#unet = unet;
     this.#options = options;
-    const guidance = hiddenStates.shape[0];
+    const guidance = guidanceRows(options);
+    if (hiddenStates.shape[0] !== guidance.length) {
+      throw new ShapeError(
+        `guidance needs the texts of ${guidance.length} rows, got ${hiddenStates.shape[0]}`,
+      );
+    }
+    this.#guidance = guidance;
     const rows = options.rows ?? rowsThatBind(unet, cells);
-    this.#frames = Math.max(1, Math.floor(rows / guidance));
+    this.#frames = Math.max(1, Math.floor(rows / guidance.length));
     this.#arena = unet.device.arena();
     this.#passes = [{
-      rows: guidance,
+      guidance,
       text: unet.encodeText(hiddenStates),
       anchors: noAnchors(),
     }];
@@ -108,7 +115,7 @@ export class GuidedUNet implements Disposable {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
     }
-    if (rows < guidance) this.#separate();
+    if (rows < guidance.length) this.#separate();
   }
 
   /** Device that it runs on. */
@@ -116,15 +123,11 @@ export class GuidedUNet implements Disposable {
     return this.#unet.device;
   }
 
-  /** Whether guidance needs the negative prompt. */
-  static needsNegative(guidanceScale: number): boolean {
-    return guidanceScale > 1;
-  }
-
   /**
-   * The guided noise of the frames, `ε = ε_neg + s (ε_pos − ε_neg)`.
+   * The guided noise of the frames, `ε = Σ wᵢ εᵢ` over the guidance rows.
    *
-   * @param x Latents of all frames, `[frames, C, h, w]`; frame 0 is the anchor.
+   * @param x Latents of all frames, `[frames, C, h, w]`, with what the model sees behind their
+   * channels; frame 0 is the anchor.
    * @param step Number of the step in a run over the same frames, from 0 on: decides whether deep
    * features are used again.
    * @param afterGroup Awaited after each group: lets the caller breathe, and cancel.
@@ -219,7 +222,7 @@ export class GuidedUNet implements Disposable {
 
   /** Makes groups smaller than one of so many frames; false if there is nothing to make smaller. */
   #shrink(frames: number): boolean {
-    const whole = this.#passes.length === 1 && this.#passes[0].rows > 1;
+    const whole = this.#passes.length === 1 && this.#passes[0].guidance.length > 1;
     if (this.#options.rows !== undefined || (frames === 1 && !whole)) return false;
     this.#forget();
     if (frames === 1) this.#separate();
@@ -229,11 +232,11 @@ export class GuidedUNet implements Disposable {
 
   /** From now on guidance rows are evaluated one after the other. */
   #separate(): void {
-    const [{ rows, text }] = this.#passes;
+    const [{ guidance, text }] = this.#passes;
     const part = (tensor: Tensor, row: number) =>
       this.device.scope(() => narrow(tensor, 0, row, 1)).keep();
-    this.#passes = Array.from({ length: rows }, (_, row) => ({
-      rows: 1,
+    this.#passes = guidance.map((one, row) => ({
+      guidance: [one],
       text: new Map([...text].map(([path, { key, value }]) => [
         path,
         { key: part(key, row), value: part(value, row) },
@@ -245,34 +248,38 @@ export class GuidedUNet implements Disposable {
 
   #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
     const { device, config, dtype } = this.#unet;
-    const { guidanceScale, guidanceRescale = 0, crossFrame, reuse = 1 } = this.#options;
+    const { guidanceRescale = 0, crossFrame, reuse = 1 } = this.#options;
     const [frames, , ...cells] = shape;
     const sample = device.empty(shape).keep();
     const timestep = device.empty([1]).keep();
     const deep: Tensor[] = [];
     const merge = this.#merging;
     try {
-      for (const { rows } of reuse > 1 ? this.#passes : []) {
-        const extents = [rows * frames, config.blockOutChannels[0], ...cells];
+      for (const { guidance } of reuse > 1 ? this.#passes : []) {
+        const extents = [guidance.length * frames, config.blockOutChannels[0], ...cells];
         deep.push(device.empty(extents, dtype).keep());
       }
       const plan = device.record(() => {
-        const noise = this.#passes.flatMap(({ rows, text, anchors }, i) => {
+        const noise = this.#passes.flatMap(({ guidance, text, anchors }, i) => {
           const anchor = anchors[depth];
           if (isAnchor) disposeCache(anchor);
           const attention: FrameAttention = crossFrame
             ? { mode: "first", frames, anchor, merge }
             : { mode: "self", frames: 1, merge };
-          const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
+          const inputs = guidance.map(({ image }) =>
+            image ? sample : withoutImage(sample, config.outChannels)
+          );
+          const input = inputs.length > 1 ? concat(inputs, 0) : inputs[0];
           const all = this.#unet.forward(input, timestep, text, {
             frames: attention,
             deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
           });
-          return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
+          return guidance.map((_, row) => narrow(all, 0, row * frames, frames));
         });
         if (noise.length === 1) return noise[0];
-        const guided = linearCombination([1 - guidanceScale, guidanceScale], noise);
-        return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
+        const guided = linearCombination(this.#guidance.map(({ weight }) => weight), noise);
+        const positive = noise[noise.length - 1];
+        return guidanceRescale > 0 ? rescaleGuidance(guided, positive, guidanceRescale) : guided;
       }, this.#arena);
       return { sample, timestep, deep, plan };
     } catch (error) {
@@ -318,6 +325,12 @@ function rowsThatBind(unet: UNet2DConditionModel, [h, w]: readonly [number, numb
   const perRow = 8 * unet.config.blockOutChannels[0] * h * w * bytes;
   const { maxStorageBufferBindingSize } = unet.device.gpu.limits;
   return Math.max(1, Math.min(MOST_ROWS, Math.floor(maxStorageBufferBindingSize / perRow)));
+}
+
+/** A sample whose channels behind those of the latents are zero. */
+function withoutImage(sample: Tensor, channels: number): Tensor {
+  const image = narrow(sample, 1, channels, sample.shape[1] - channels);
+  return concat([narrow(sample, 1, 0, channels), linearCombination([0], [image])], 1);
 }
 
 /**
