@@ -116,10 +116,10 @@ function refuse(name: string, found: Inspection): void {
         `part of a diffusers folder, give the folder that has model_index.json`,
     );
   }
-  if (kind !== "sd1" && kind !== "inpainting") {
+  if (kind !== "sd1" && kind !== "inpainting" && kind !== "instruct-pix2pix") {
     throw new WeightError(
       `${name}: this is ${title}; framezero loads Stable Diffusion 1.x checkpoints for text to ` +
-        `image and inpainting, complete with VAE and text encoder`,
+        `image, inpainting and InstructPix2Pix, complete with VAE and text encoder`,
     );
   }
   checkWhole(name, found);

@@ -318,11 +318,6 @@ describe("a single file is refused", () => {
       /this is Stable Diffusion 2\.x/,
     ],
     [
-      "if it is InstructPix2Pix",
-      () => change(/input_blocks\.0\.0\.weight$/, wider([1, 8])),
-      /this is InstructPix2Pix/,
-    ],
-    [
       "with NaN",
       () =>
         change(/^model\.diffusion_model\.middle_block\.0\.in_layers\.2\.weight$/, ({ shape }) => {

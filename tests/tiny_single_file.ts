@@ -14,11 +14,11 @@ import { PARTS } from "../models/sd15.ts";
 /** Its folder in diffusers' layout. */
 export const TINY = fileURLToPath(new URL("golden/t2v_zero_tiny/pipeline", import.meta.url));
 
-/** All of its tensors, under the names that the original code gives them. */
-export async function tinySingleFile(): Promise<TensorData[]> {
+/** All tensors of such a folder, under the names that the original code gives them. */
+export async function tinySingleFile(folder = TINY): Promise<TensorData[]> {
   const tensors: TensorData[] = [];
   for (const part of PARTS) {
-    const source = await openSafetensors(join(TINY, part, `${stemOf(part)}.safetensors`));
+    const source = await openSafetensors(join(folder, part, `${stemOf(part)}.safetensors`));
     for (const [name, { dtype, shape }] of source.tensors) {
       const data = await source.read(name);
       tensors.push({ dtype, data, ...diffusersToLdm(part, name, shape) });

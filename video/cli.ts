@@ -8,6 +8,7 @@ import { Command, CommanderError, Option } from "commander";
 import process from "node:process";
 import { GPU_CHOICES } from "../core/runtime.ts";
 import { info } from "./cli/describe.ts";
+import { addEditOptions } from "./cli/edit_options.ts";
 import { generate } from "./cli/generate.ts";
 import { type CommandIo, Interrupted } from "./cli/io.ts";
 import {
@@ -72,7 +73,7 @@ function commands(io: CommandIo): Command {
       writeErr: io.stderr,
       outputError: (text, write) => {
         const line = text.replace(/^error: /, "").trim().replaceAll("\n", " ").replace(/\.$/, "");
-        const hint = /^too many arguments for '(video|image)'/.test(line)
+        const hint = /^too many arguments for '(video|image|edit)'/.test(line)
           ? "; put the prompt in quotes"
           : "";
         write(`framezero: ${line}${hint}\n`);
@@ -97,6 +98,12 @@ function commands(io: CommandIo): Command {
     .argument("[prompt]", "what to show")
     .action((prompt: string | undefined, flags: GenerateFlags) =>
       generate("image", prompt, flags, io)
+    );
+  addEditOptions(program.command("edit"))
+    .description("change a video or a picture as an instruction says")
+    .argument("[instruction]", "what to change")
+    .action((instruction: string | undefined, flags: GenerateFlags) =>
+      generate("edit", instruction, flags, io)
     );
   const models = program.command("models").description("list, fetch and inspect models");
   models.command("list")

@@ -19,7 +19,8 @@ import {
   type TimestepSpacing,
 } from "../schedulers/mod.ts";
 import type { ClipStep } from "./clip.ts";
-import { GuidedUNet } from "./guided_unet.ts";
+import { guidanceRows, type GuidanceScales } from "./guidance.ts";
+import type { GuidedUNet } from "./guided_unet.ts";
 import type { NoiseSource } from "./noise.ts";
 
 /** Options of every generation. */
@@ -64,13 +65,12 @@ export interface GenerationOptions extends PromptOptions {
 }
 
 /** Options, checked and completed. */
-export interface Settled extends Readonly<Required<PromptOptions>> {
+export interface Settled extends Readonly<Required<PromptOptions>>, GuidanceScales {
   readonly prompt: string;
   readonly negativePrompt: string;
   /** Files of the embeddings that prompts may use. */
   readonly embeddings: readonly string[];
   readonly steps: number;
-  readonly guidanceScale: number;
   readonly guidanceRescale: number;
   readonly seed: number;
   readonly width: number;
@@ -156,6 +156,27 @@ export function settle(sd: StableDiffusion, prompt: string, options: GenerationO
   };
 }
 
+/**
+ * The frame numbers of a clip: those that are listed, or 0 … frames − 1.
+ *
+ * @throws {InputError} if there are none, one is no such number, or two options contradict.
+ */
+export function framesFrom(
+  { frames, frameIds }: { readonly frames?: number; readonly frameIds?: readonly number[] },
+  usual = 8,
+): readonly number[] {
+  if (!frameIds) {
+    const count = checkNumber("frames", frames ?? usual, { least: 1, whole: true });
+    return Array.from({ length: count }, (_, i) => i);
+  }
+  if (!frameIds.length) throw new InputError("frameIds must list at least one frame, got none");
+  for (const id of frameIds) checkNumber("frameIds", id, { least: 0, whole: true });
+  if (frames !== undefined && frames !== frameIds.length) {
+    throw new InputError(`frames is ${frames}, but frameIds lists ${frameIds.length}; give one`);
+  }
+  return frameIds;
+}
+
 /** What settings of clips say about a model. */
 export function modelSettings({ source, unet, loras }: StableDiffusion): Record<string, unknown> {
   return {
@@ -205,22 +226,24 @@ function namedScheduler(
  * Encodes the prompts of the guidance rows.
  *
  * @param later Prompts of later frames.
- * @returns `[2, tokens, width]` (negative, positive), or `[1, tokens, width]` without guidance; then
- * a row for each later prompt.
+ * @returns `[rows, tokens, width]`: negative, positive; or the positive one alone without guidance;
+ * then a row for each later prompt.
  */
 export async function encodePrompts(
   sd: StableDiffusion,
   settled: Settled,
   warnings: string[],
   later: readonly string[] = [],
-  guided: boolean = GuidedUNet.needsNegative(settled.guidanceScale),
 ): Promise<Tensor> {
-  const { prompt, negativePrompt } = settled;
-  const prompts = [...guided ? [negativePrompt] : [], prompt, ...later];
+  const rows = guidanceRows(settled);
+  const prompts = rows.map(({ text }) =>
+    text === "prompt" ? settled.prompt : settled.negativePrompt
+  ).concat(later);
   await sd.restoreTextEncoder();
   const { hiddenStates, cut, unbalanced } = sd.encodePrompt(prompts, settled);
   prompts.forEach((text, i) => {
-    const which = guided && i === 0 ? "negative prompt" : "prompt";
+    if (rows[i - 1] && rows[i - 1].text === rows[i]?.text) return;
+    const which = rows[i]?.text === "negative" ? "negative prompt" : "prompt";
     if (cut[i]) {
       const limit = sd.tokenizer.maxLength - 2;
       warnings.push(

@@ -1,5 +1,5 @@
 /**
- * The denoiser of a clip: UNet and classifier-free guidance, with cross-frame attention, for any
+ * The denoiser of a clip: UNet and guidance (`guidance.ts`), with cross-frame attention, for any
  * number of frames in constant memory.
  *
  * Each step goes over the frames in groups. The first frame comes first and leaves its keys and
@@ -17,7 +17,7 @@
 
 import type { Arena } from "../core/arena.ts";
 import type { Device } from "../core/device.ts";
-import { MemoryError } from "../core/errors.ts";
+import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
@@ -40,12 +40,11 @@ import {
 } from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
+import { type GuidanceRow, guidanceRows, type GuidanceScales } from "./guidance.ts";
 
 /** Settings of a {@link GuidedUNet}. */
-export interface GuidedUNetOptions {
-  /** Weight of the prompt against the negative prompt; at 1 and below only the prompt is used. */
-  readonly guidanceScale: number;
-  /** Weight for each frame, by its place in the clip, instead of one for all. */
+export interface GuidedUNetOptions extends GuidanceScales {
+  /** Weight of the prompt for each frame, by its place in the clip, instead of one for all. */
   readonly guidanceAt?: (position: number) => number;
   /**
    * Text of each frame, by its place in the clip, instead of one for all: rows as in the hidden
@@ -58,7 +57,7 @@ export interface GuidedUNetOptions {
   readonly crossFrame: boolean;
   /** To which others. Default: the first frame alone. */
   readonly lookBack?: Pick<LookBack, "distances" | "first">;
-  /** Rows of the UNet computed at once; with guidance a frame has two. Default: as many as fit. */
+  /** Rows of the UNet computed at once; a frame has one a guidance row. Default: as many as fit. */
   readonly rows?: number;
   /** Share of the tokens merged around self-attention at full resolution. Default 0. */
   readonly merge?: number;
@@ -70,7 +69,7 @@ export interface GuidedUNetOptions {
 
 /** Guidance rows that are evaluated together, and what their attention layers look at. */
 interface Pass {
-  readonly rows: number;
+  readonly guidance: readonly GuidanceRow[];
   readonly text: KeyValueCache;
   readonly seen: Readonly<Record<Depth, Seen>>;
 }
@@ -117,6 +116,7 @@ export class GuidedUNet implements Disposable {
   readonly #cells: readonly [number, number];
   /** Tokens and width of a text. */
   readonly #words: readonly number[];
+  readonly #guidance: readonly GuidanceRow[];
   readonly #options: GuidedUNetOptions;
   #passes: readonly Pass[];
   /** Frames of a group. */
@@ -128,8 +128,9 @@ export class GuidedUNet implements Disposable {
   readonly #arena: Arena;
 
   /**
-   * @param hiddenStates Negative and positive prompt, `[2, tokens, width]`, or the prompt alone.
+   * @param hiddenStates The texts of the guidance rows, `[rows, tokens, width]`.
    * @param cells Height and width of the latents.
+   * @throws {ShapeError} if there are more or fewer texts than {@link guidanceRows}.
    */
   constructor(
     unet: UNet2DConditionModel,
@@ -139,13 +140,19 @@ export class GuidedUNet implements Disposable {
   ) {
     this.#unet = unet;
     this.#options = options;
-    const [guidance, ...words] = hiddenStates.shape;
-    this.#words = words;
+    const guidance = guidanceRows(options);
+    if (hiddenStates.shape[0] !== guidance.length) {
+      throw new ShapeError(
+        `guidance needs the texts of ${guidance.length} rows, got ${hiddenStates.shape[0]}`,
+      );
+    }
+    this.#guidance = guidance;
+    this.#words = hiddenStates.shape.slice(1);
     const rows = options.rows ?? rowsThatBind(unet, cells);
-    this.#frames = Math.max(1, Math.floor(rows / guidance));
+    this.#frames = Math.max(1, Math.floor(rows / guidance.length));
     this.#arena = unet.device.arena();
     this.#passes = [{
-      rows: guidance,
+      guidance,
       text: unet.encodeText(hiddenStates),
       seen: nothingSeen(),
     }];
@@ -154,7 +161,7 @@ export class GuidedUNet implements Disposable {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
     }
-    if (rows < guidance) this.#separate();
+    if (rows < guidance.length) this.#separate();
   }
 
   /** Device that it runs on. */
@@ -162,15 +169,11 @@ export class GuidedUNet implements Disposable {
     return this.#unet.device;
   }
 
-  /** Whether guidance needs the negative prompt. */
-  static needsNegative(guidanceScale: number): boolean {
-    return guidanceScale > 1;
-  }
-
   /**
-   * The guided noise of the frames, `ε = ε_neg + s (ε_pos − ε_neg)`.
+   * The guided noise of the frames, `ε = Σ wᵢ εᵢ` over the guidance rows.
    *
-   * @param x Latents of all frames, `[frames, C, h, w]`; frame 0 is the anchor.
+   * @param x Latents of all frames, `[frames, C, h, w]`, with what the model sees behind their
+   * channels; frame 0 is the anchor.
    * @param step Number of the step in a run over the same frames, from 0 on: decides whether deep
    * features are used again.
    * @param afterGroup Awaited after each group: lets the caller breathe, and cancel.
@@ -233,7 +236,7 @@ export class GuidedUNet implements Disposable {
       const rows = textAt(position);
       let row = 0;
       this.#passes.forEach((pass, p) => {
-        for (let r = 0; r < pass.rows; r++, row++) {
+        for (let r = 0; r < pass.guidance.length; r++, row++) {
           const one = narrow(rows, 0, row, 1);
           assign(texts[p], one, (r * count + i) * one.size);
         }
@@ -284,7 +287,7 @@ export class GuidedUNet implements Disposable {
 
   /** Makes groups smaller than one of so many frames; false if there is nothing to make smaller. */
   #shrink(frames: number): boolean {
-    const whole = this.#passes.length === 1 && this.#passes[0].rows > 1;
+    const whole = this.#passes.length === 1 && this.#passes[0].guidance.length > 1;
     if (this.#options.rows !== undefined || (frames === 1 && !whole)) return false;
     this.#forget();
     if (frames === 1) this.#separate();
@@ -294,11 +297,11 @@ export class GuidedUNet implements Disposable {
 
   /** From now on guidance rows are evaluated one after the other. */
   #separate(): void {
-    const [{ rows, text }] = this.#passes;
+    const [{ guidance, text }] = this.#passes;
     const part = (tensor: Tensor, row: number) =>
       this.device.scope(() => narrow(tensor, 0, row, 1)).keep();
-    this.#passes = Array.from({ length: rows }, (_, row) => ({
-      rows: 1,
+    this.#passes = guidance.map((one, row) => ({
+      guidance: [one],
       text: new Map([...text].map(([path, { key, value }]) => [
         path,
         { key: part(key, row), value: part(value, row) },
@@ -310,7 +313,7 @@ export class GuidedUNet implements Disposable {
 
   #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
     const { device, config, dtype } = this.#unet;
-    const { guidanceScale, guidanceRescale = 0, crossFrame, lookBack, reuse = 1 } = this.#options;
+    const { guidanceRescale = 0, crossFrame, lookBack, reuse = 1 } = this.#options;
     const { guidanceAt, textAt } = this.#options;
     const [frames, , ...cells] = shape;
     const sample = device.empty(shape).keep();
@@ -321,15 +324,15 @@ export class GuidedUNet implements Disposable {
     const inputs = () => [sample, timestep, ...deep, ...texts, ...scales ? [scales] : []];
     const merge = this.#merging;
     try {
-      for (const { rows } of textAt ? this.#passes : []) {
-        texts.push(device.empty([rows * frames, ...this.#words]).keep());
+      for (const { guidance } of textAt ? this.#passes : []) {
+        texts.push(device.empty([guidance.length * frames, ...this.#words]).keep());
       }
-      for (const { rows } of reuse > 1 ? this.#passes : []) {
-        const extents = [rows * frames, config.blockOutChannels[0], ...cells];
+      for (const { guidance } of reuse > 1 ? this.#passes : []) {
+        const extents = [guidance.length * frames, config.blockOutChannels[0], ...cells];
         deep.push(device.empty(extents, dtype).keep());
       }
       const plan = device.record(() => {
-        const noise = this.#passes.flatMap(({ rows, text, seen }, i) => {
+        const noise = this.#passes.flatMap(({ guidance, text, seen }, i) => {
           const { anchor, before } = seen[depth];
           if (isAnchor) forgetSeen(seen[depth]);
           const attention: FrameAttention = crossFrame
@@ -341,18 +344,22 @@ export class GuidedUNet implements Disposable {
               lookBack: lookBack && { ...lookBack, before },
             }
             : { mode: "self", frames: 1, merge };
-          const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
+          const shown = guidance.map(({ image }) =>
+            image ? sample : withoutImage(sample, config.outChannels)
+          );
+          const input = shown.length > 1 ? concat(shown, 0) : shown[0];
           const all = this.#unet.forward(input, timestep, texts[i] ?? text, {
             frames: attention,
             deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
           });
-          return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
+          return guidance.map((_, row) => narrow(all, 0, row * frames, frames));
         });
         if (noise.length === 1) return noise[0];
+        const positive = noise[noise.length - 1];
         const guided = scales
-          ? add(noise[0], mul(sub(noise[1], noise[0]), scales))
-          : linearCombination([1 - guidanceScale, guidanceScale], noise);
-        return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
+          ? add(noise[0], mul(sub(positive, noise[0]), scales))
+          : linearCombination(this.#guidance.map(({ weight }) => weight), noise);
+        return guidanceRescale > 0 ? rescaleGuidance(guided, positive, guidanceRescale) : guided;
       }, this.#arena);
       return { sample, timestep, texts, scales, deep, plan };
     } catch (error) {
@@ -399,6 +406,12 @@ function rowsThatBind(unet: UNet2DConditionModel, [h, w]: readonly [number, numb
   const perRow = 8 * unet.config.blockOutChannels[0] * h * w * bytes;
   const { maxStorageBufferBindingSize } = unet.device.gpu.limits;
   return Math.max(1, Math.min(MOST_ROWS, Math.floor(maxStorageBufferBindingSize / perRow)));
+}
+
+/** A sample whose channels behind those of the latents are zero. */
+function withoutImage(sample: Tensor, channels: number): Tensor {
+  const image = narrow(sample, 1, channels, sample.shape[1] - channels);
+  return concat([narrow(sample, 1, 0, channels), linearCombination([0], [image])], 1);
 }
 
 /**

@@ -10,9 +10,15 @@ export type { SheetOptions } from "./contact_sheet.ts";
 export type { Frame } from "./frame.ts";
 export type { FrameAttentionChoice } from "./frame_attention.ts";
 export type { GenerationOptions } from "./generation.ts";
+export {
+  encodeVideo,
+  type EncodeVideoOptions,
+  videoInstructPix2Pix,
+  type VideoInstructPix2PixOptions,
+} from "./instruct_pix2pix.ts";
+export { chunkFrameIds, inChunks } from "./long_video.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
 export type { VideoQuality } from "./mp4.ts";
-export { readPicture } from "./picture.ts";
 export {
   extendFrames,
   type ExtendRule,
@@ -23,6 +29,8 @@ export {
 export { linearColours, previewFrames, type PreviewKind } from "./preview.ts";
 export { openVideo, type VideoInfo, type VideoReader } from "./reader.ts";
 export type { AtFrames, ChangingText } from "./prompt_travel.ts";
+export { readPicture, type Size } from "./picture.ts";
+export type { NoiseOrder, NormalSource } from "./noise.ts";
 export type { StartImageOptions } from "./start_image.ts";
 export { textToImage, type TextToImageOptions } from "./text_to_image.ts";
 export { type Intermediate, textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";

@@ -37,10 +37,72 @@ export function noisePerFrame(seed: number, frameIds: readonly number[]): NoiseS
   };
 }
 
+/** What random numbers are drawn from. */
+export type NormalSource = Pick<Generator, "randn">;
+
 /** One generator for everything, in the order in which diffusers' pipeline draws. */
-export function noiseOfDiffusers(generator: Generator): NoiseSource {
+export function noiseOfDiffusers(generator: NormalSource): NoiseSource {
   return {
     initial: (shape) => generator.randn(shape),
     frames: (_, shape) => generator.randn(shape),
   };
+}
+
+/**
+ * One generator for everything, as Text2Video-Zero's own code draws: frames lie behind the
+ * channels, `[1, C, frames, h, w]`.
+ */
+export function noiseOfOriginal(generator: NormalSource): NoiseSource {
+  return {
+    initial: (shape) => generator.randn(shape),
+    frames(_, shape) {
+      const [frames, channels, h, w] = shape;
+      const drawn = generator.randn([1, channels, frames, h, w]);
+      const size = h * w;
+      const out = new Float32Array(drawn.length);
+      for (let c = 0; c < channels; c++) {
+        for (let k = 0; k < frames; k++) {
+          const from = (c * frames + k) * size;
+          out.set(drawn.subarray(from, from + size), (k * channels + c) * size);
+        }
+      }
+      return out;
+    },
+  };
+}
+
+/** The noise that diffusers' pipelines draw for one picture, the same for every frame. */
+export function noiseShared(seed: number): NoiseSource {
+  const generator = new Generator(seed);
+  return {
+    initial: (shape) => generator.randn(shape),
+    frames(_, [frames, ...rest]) {
+      const one = generator.randn([1, ...rest]);
+      const out = new Float32Array(frames * one.length);
+      for (let k = 0; k < frames; k++) out.set(one, k * one.length);
+      return out;
+    },
+  };
+}
+
+/** Whose order of drawing is followed. */
+export type NoiseOrder = "framezero" | "diffusers" | "original";
+
+/** The noise of a Text2Video-Zero clip; only the latter two draw from `generator`. */
+export function noiseSource(
+  order: NoiseOrder,
+  { seed, frameIds, generator = new Generator(seed) }: {
+    readonly seed: number;
+    readonly frameIds: readonly number[];
+    readonly generator?: NormalSource;
+  },
+): NoiseSource {
+  switch (order) {
+    case "framezero":
+      return noisePerFrame(seed, frameIds);
+    case "diffusers":
+      return noiseOfDiffusers(generator);
+    case "original":
+      return noiseOfOriginal(generator);
+  }
 }

@@ -10,6 +10,7 @@ import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { add, concat, mul, narrow } from "../kernels/mod.ts";
 import { checkNumber } from "./generation.ts";
+import { guidanceRows } from "./guidance.ts";
 
 /** Values by the number of the frame from which on they are in force. */
 export type AtFrames<T> = Readonly<Record<number, T>>;
@@ -26,8 +27,8 @@ export interface ChangingText {
 export interface Course {
   /** Prompts of the key frames behind the first. */
   readonly later: readonly string[];
-  /** Whether any frame needs the negative prompt. */
-  readonly guided: boolean;
+  /** The strongest guidance of all frames: decides which rows are needed. */
+  readonly guidanceScale: number;
   /** Guidance of a frame, by its place in the clip; absent where all have one. */
   readonly guidanceAt?: (position: number) => number;
   /**
@@ -56,11 +57,12 @@ export function courseOf(
     }
   }
   for (const scale of scales.values) checkNumber("guidanceScales", scale, { least: 0 });
-  const guided = scales.values.some((scale) => scale > 1);
+  const strongest = Math.max(...scales.values);
+  const shared = guidanceRows({ guidanceScale: strongest }).length - 1;
   const later = texts.values.slice(1);
   return {
     later,
-    guided,
+    guidanceScale: strongest,
     ...(scales.values.length > 1 && {
       guidanceAt(position: number) {
         const { from, to, share } = between(scales.frames, frameIds[position]);
@@ -69,7 +71,7 @@ export function courseOf(
     }),
     async textAt(words) {
       if (!later.length) return undefined;
-      const at = await travel(words, guided ? 1 : 0, texts.frames);
+      const at = await travel(words, shared, texts.frames);
       return (position) => at(frameIds[position]);
     },
   };

@@ -13,7 +13,8 @@ import {
   type Scheduler,
 } from "../schedulers/mod.ts";
 import type { Settled } from "./generation.ts";
-import { GuidedUNet } from "./guided_unet.ts";
+import { guidanceRows } from "./guidance.ts";
+import type { NoiseOrder } from "./noise.ts";
 
 /** Above it, pictures of models that were distilled for LCM are burnt. */
 const LCM_GUIDANCE = 2;
@@ -25,7 +26,7 @@ const FOURTH_ORDER_STEPS = 40;
 export function samplerWarnings(settled: Settled, scheduler: Scheduler): string[] {
   const { scheduler: name, steps, eta, guidanceScale, guidanceRescale, timestepSpacing } = settled;
   const { config } = scheduler;
-  const guided = GuidedUNet.needsNegative(guidanceScale);
+  const guided = guidanceRows(settled).length > 1;
   const fourthOrder = scheduler instanceof PNDMScheduler ||
     scheduler instanceof LMSDiscreteScheduler;
   const lcm = scheduler instanceof LCMScheduler;
@@ -66,7 +67,7 @@ export function videoWarnings(
   { scheduler: name, eta }: Settled,
   scheduler: Scheduler,
   frames: number,
-  compat: "framezero" | "diffusers",
+  compat: NoiseOrder,
 ): string[] {
   if (frames === 1) return [];
   const warnings: string[] = [];

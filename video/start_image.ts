@@ -38,37 +38,45 @@ export interface Start extends Pick<Sampler, "condition" | "afterStep">, Disposa
 }
 
 /**
- * The latents of a picture, `[1, C, h, w]`, scaled as the UNet has them. Computed in f32: it is one
- * frame, and all others follow it.
+ * The mean of the encoder's distribution for a picture, `[1, C, h, w]`. Computed in f32: what comes
+ * of it follows it all the way.
  *
  * @param image `[1, 3, H, W]` in [−1, 1].
  */
+export function pictureMean(sd: StableDiffusion, image: Tensor): Tensor {
+  return sd.device.scope(() =>
+    inFittingBands(sd, (bandBytes) => sd.vae.encode(image, { dtype: "f32", bandBytes })).mean
+  );
+}
+
+/** The latents of a picture as the UNet has them: {@link pictureMean}, scaled. */
 export function encodePicture(sd: StableDiffusion, image: Tensor): Tensor {
-  return sd.device.scope(() => {
-    const { mean } = inFittingBands(
-      sd,
-      (bandBytes) => sd.vae.encode(image, { dtype: "f32", bandBytes }),
-    );
-    return linearCombination([sd.vae.config.scalingFactor], [mean]);
-  });
+  const { scalingFactor } = sd.vae.config;
+  return sd.device.scope(() => linearCombination([scalingFactor], [pictureMean(sd, image)]));
 }
 
 /** What is cut off a picture, as a remark for the user; `null` if nothing is. */
-export function cropRemark(picture: Size, size: Size): string | null {
+export function cropRemark(picture: Size, size: Size, what = "start image"): string | null {
   const { width, height } = cropTo(picture, size);
   if (width === picture.width && height === picture.height) return null;
-  return `the start image of ${picture.width}x${picture.height} has another aspect than ` +
+  return `the ${what} of ${picture.width}x${picture.height} has another aspect than ` +
     `${size.width}x${size.height}: only the middle ${width}x${height} of it is used`;
 }
 
 /**
  * Refuses a UNet whose input is neither the latents nor, with a mask, those of inpainting: latents,
- * mask, latents of the masked picture.
+ * mask, latents of the masked picture. One of InstructPix2Pix takes those of a picture besides.
  *
  * @throws {InputError} saying what the model is for.
  */
 export function checkInput({ inChannels, outChannels }: UNetConfig, mask?: Frame): void {
   if (inChannels === outChannels) return;
+  if (inChannels === 2 * outChannels) {
+    throw new InputError(
+      "this is an InstructPix2Pix model, which changes pictures and videos as it is told; give " +
+        "it one (edit INSTRUCTION --video FILE), or choose a text-to-image model",
+    );
+  }
   if (inChannels !== 2 * outChannels + 1) {
     throw new InputError(
       `the UNet must take latents of ${outChannels} channels, or ${2 * outChannels + 1} of ` +

@@ -19,7 +19,6 @@
  */
 
 import { InputError, ShapeError } from "../core/errors.ts";
-import { Generator } from "../core/random.ts";
 import { sameShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, linearCombination, narrow } from "../kernels/mod.ts";
@@ -32,16 +31,18 @@ import {
   checkNumber,
   denoise,
   encodePrompts,
+  framesFrom,
   type GenerationOptions,
   modelSettings,
   type Sampler,
   schedulerFor,
   settle,
+  type Settled,
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts";
 import { type Motion, warpLatents } from "./motion_field.ts";
-import { noiseOfDiffusers, noisePerFrame } from "./noise.ts";
+import { type NoiseOrder, noiseSource, type NormalSource } from "./noise.ts";
 import { type ChangingText, courseOf } from "./prompt_travel.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
@@ -81,15 +82,16 @@ export interface TextToVideoOptions extends GenerationOptions, ChangingText {
   /**
    * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
    * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
-   * order of diffusers' pipeline.
+   * order of diffusers' pipeline. `"original"`: one generator again, in the order of the method's
+   * own code, which always samples with DDIM.
    */
-  compat?: "framezero" | "diffusers";
+  compat?: NoiseOrder;
   /** x_T of the first frame, `[1, 4, h, w]`, instead of drawing it. */
   latents?: Tensor;
   /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
   noise?: Tensor;
-  /** Random numbers for `compat: "diffusers"` instead of a new generator from `seed`. */
-  generator?: Generator;
+  /** Random numbers for the other two `compat` instead of a new generator from `seed`. */
+  generator?: NormalSource;
   /** Sees what the parts of the method produce; for tests. Tensors are valid during the call. */
   onIntermediate?: (name: Intermediate, value: Tensor | readonly number[]) => void;
 }
@@ -151,16 +153,15 @@ export function textToVideo(
   checkNumber("attentionWindow", attentionWindow, { least: 1, whole: true });
   const lookBack = lookBackOf(attention, attentionWindow);
   const course = courseOf(settled, options, frameIds);
-  const { width, height, guidanceScale, guidanceRescale, eta, seed, merge, reuse } = settled;
+  const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
   checkGiven("latents", options.latents, latentShape);
   checkGiven("noise", options.noise, [frameIds.length - 1, ...latentShape.slice(1)]);
-  const noise = compat === "diffusers"
-    ? noiseOfDiffusers(options.generator ?? new Generator(seed))
-    : noisePerFrame(seed, frameIds);
+  if (compat === "original") checkOriginal(settled);
+  const noise = noiseSource(compat, { seed, frameIds, generator: options.generator });
   // diffusers has one history: that of the first frame, which the others go on from.
-  const several = frameIds.length > 1 && compat !== "diffusers";
+  const several = frameIds.length > 1 && compat === "framezero";
   const others = several ? schedulerFor(sd, settled) : undefined;
   const warnings = [
     ...samplerWarnings(settled, scheduler),
@@ -178,9 +179,9 @@ export function textToVideo(
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
-    const { later, guided: isGuided, guidanceAt } = course;
-    const words = await encodePrompts(sd, settled, warnings, later, isGuided);
-    const text = device.scope(() => narrow(words, 0, 0, isGuided ? 2 : 1)).keep();
+    const { later, guidanceAt, guidanceScale } = course;
+    const words = await encodePrompts(sd, { ...settled, guidanceScale }, warnings, later);
+    const text = device.scope(() => narrow(words, 0, 0, words.shape[0] - later.length)).keep();
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
     const relieve = () => sd.releaseTextEncoder();
@@ -331,9 +332,8 @@ function startFrames(
   const [T0, T1] = [fromT1[t1ToT0.length], fromT1[0]];
   see("t0_t1", [T0, T1]);
   const at = scheduler.timesteps.length - fromT1.length;
-  const levels = options.compat === "diffusers" && scheduler.space === "vp"
-    ? undefined
-    : scheduler.sigmas;
+  const { compat = "framezero" } = options;
+  const levels = compat !== "framezero" && scheduler.space === "vp" ? undefined : scheduler.sigmas;
   const jump = levels
     ? jumpBetween(scheduler.space, levels[at + t1ToT0.length], levels[at])
     : forwardJump(scheduler, T0, T1);
@@ -404,17 +404,13 @@ function segments(scheduler: Scheduler, t0: number, t1: number): Segments {
   };
 }
 
-function framesFrom({ frames, frameIds }: TextToVideoOptions): readonly number[] {
-  if (!frameIds) {
-    const count = checkNumber("frames", frames ?? 8, { least: 1, whole: true });
-    return Array.from({ length: count }, (_, i) => i);
-  }
-  if (!frameIds.length) throw new InputError("frameIds must list at least one frame, got none");
-  for (const id of frameIds) checkNumber("frameIds", id, { least: 0, whole: true });
-  if (frames !== undefined && frames !== frameIds.length) {
-    throw new InputError(`frames is ${frames}, but frameIds lists ${frameIds.length}; give one`);
-  }
-  return frameIds;
+/** The method's own code has no other sampler, and leaves its steps without fresh noise. */
+function checkOriginal({ scheduler, eta }: Settled): void {
+  if (/^ddim(scheduler)?$/i.test(scheduler) && eta === 0) return;
+  throw new InputError(
+    `compat "original" needs the scheduler ddim with eta 0, which that code always uses, got ` +
+      `${scheduler} with eta ${eta}; leave them out, or compat`,
+  );
 }
 
 /** t0 and t1, by default at the same fraction of the steps as the reference's 44 and 47 of 50. */

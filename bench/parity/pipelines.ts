@@ -7,6 +7,7 @@
 
 import { dirname, join } from "node:path";
 import {
+  chunkFrameIds,
   type Clip,
   Generator,
   InputError,
@@ -20,7 +21,7 @@ import { exists } from "../../models/checkpoint.ts";
 import { decodeFrame } from "../../video/clip.ts";
 import { type Outputs, type Setting, Unsupported, type Values } from "./case.ts";
 import { fullsizePipeline } from "./fullsize.ts";
-import { flag, number, numbers, table, text } from "./params.ts";
+import { flag, number, numbers, text } from "./params.ts";
 import { folderOf, type Input, readInput, type StoredCase } from "./stored_case.ts";
 
 /** Runs one case of a pipeline. */
@@ -39,7 +40,7 @@ export const PIPELINE_OPS: ReadonlyMap<string, PipelineOp> = new Map(
 type Results = Record<string, Values>;
 
 /** The checkpoint that a case names, or the one called `pipeline` beside the file. */
-async function pipelineOf(test: StoredCase, { models }: Setting): Promise<StableDiffusion> {
+export async function pipelineOf(test: StoredCase, { models }: Setting): Promise<StableDiffusion> {
   const { params: p, path } = test;
   if (p.pipeline !== undefined) return models.pipeline(await folderOf(test, text(p, "pipeline")));
   const beside = join(dirname(path), "pipeline");
@@ -61,7 +62,7 @@ async function modelAndCase(
 }
 
 /** What the prompts of a case become, for comparison with what it stores. */
-function promptIds(sd: StableDiffusion, test: StoredCase): Results {
+export function promptIds(sd: StableDiffusion, test: StoredCase): Results {
   const ids = (prompt: string): Values => {
     const { ids: data } = sd.tokenizer.tokenize(prompt);
     return { data, shape: [1, data.length] };
@@ -73,7 +74,7 @@ function promptIds(sd: StableDiffusion, test: StoredCase): Results {
 }
 
 /** Options that all pipelines share; `latents` are x_T, `[1, C, h, w]`. */
-function commonOptions(sd: StableDiffusion, { params: p }: StoredCase, latents: Tensor) {
+export function commonOptions(sd: StableDiffusion, { params: p }: StoredCase, latents: Tensor) {
   const [, , h, w] = latents.shape;
   return {
     steps: number(p, "num_inference_steps"),
@@ -146,7 +147,7 @@ function fromOriginal({ data, shape }: Input): Values {
 }
 
 /** Pictures as `[F, H, W, 3]` in 0 … 1, every `stride`-th pixel along both sides. */
-async function pictures(
+export async function pictures(
   sd: StableDiffusion,
   clip: Clip,
   frames: readonly number[],
@@ -375,18 +376,24 @@ async function firstPass(sd: StableDiffusion, test: StoredCase, start: Values): 
   }
 }
 
-/** The authors' long videos: chunks that begin with the anchor, whose own picture is dropped. */
+/**
+ * The authors' long videos: chunks that begin with the anchor, whose own picture is dropped. Their
+ * noise is drawn from the seed.
+ */
 async function chunkedVideo(test: StoredCase, setting: Setting): Promise<Outputs> {
   refuseExtras(test);
+  const { params: p } = test;
   const sd = await pipelineOf(test, setting);
   const results: Results = promptIds(sd, test);
   const parts: Values[] = [];
   const stride = test.outputs.map((role) => /^frames_every(\d+)$/.exec(role)?.[1])
     .find((found) => found !== undefined);
-  for (const [i, frameIds] of table(test.params, "chunk_frame_ids").entries()) {
+  const chunks = chunkFrameIds(number(p, "video_length"), number(p, "chunk_size"));
+  for (const [i, frameIds] of chunks.entries()) {
     const start = fromOriginal(await readInput(test, `chunk${i}_x_T`));
     const noise = fromOriginal(await readInput(test, `chunk${i}_ddpm_noise`));
-    const run = await runVideo(sd, test, start, noise, { frameIds });
+    const drawn = { seed: number(p, "seed"), latents: undefined, noise: undefined };
+    const run = await runVideo(sd, test, start, noise, { frameIds, compat: "original", ...drawn });
     try {
       results[`chunk${i}_final_latents`] = toOriginal(run.results.final_latents);
       const shown = frameIds.map((_, place) => place).slice(1);

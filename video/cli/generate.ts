@@ -1,5 +1,5 @@
 /**
- * The commands `video` and `image`: from a request to files.
+ * The commands `video`, `image` and `edit`: from a request to files.
  *
  * @module
  */
@@ -16,14 +16,21 @@ import type { Clip } from "../clip.ts";
 import type { Frame } from "../frame.ts";
 import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
-import { textToImage } from "../text_to_image.ts";
-import { textToVideo } from "../text_to_video_zero.ts";
 import { type Frames, writeVideos, type WrittenVideo } from "../writer.ts";
+import { clipMaker } from "./clip_maker.ts";
 import { showDownload } from "./download.ts";
+import { type InputVideo, openInputVideo } from "./input_video.ts";
 import type { CommandIo } from "./io.ts";
 import type { DtypeChoice, GenerateFlags } from "./options.ts";
 import { checkTerminal, openPreview, type Preview } from "./preview.ts";
-import { asUsage, type Kind, type ModelRequest, readRequest, type Request } from "./request.ts";
+import {
+  asUsage,
+  DEFAULT_FPS,
+  type Kind,
+  type ModelRequest,
+  readRequest,
+  type Request,
+} from "./request.ts";
 
 /** What is said about the built-in model, which knows little. */
 const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
@@ -50,12 +57,17 @@ export async function generate(
   try {
     await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
-    const loaded = await loadModel(request, device, flags, io, say);
+    const input = request.video && await openInputVideo(request.video);
     try {
-      await loadEmbeddings(request, loaded.sd, say);
-      await make(request, loaded, flags, io, say);
+      const loaded = await loadModel(request, device, flags, io, say);
+      try {
+        await loadEmbeddings(request, loaded.sd, say);
+        await make(request, input, loaded, flags, io, say);
+      } finally {
+        loaded.sd.dispose();
+      }
     } finally {
-      loaded.sd.dispose();
+      await input?.close();
     }
   } finally {
     await device.close();
@@ -142,24 +154,27 @@ export function chooseDtype(
 
 async function make(
   request: Request,
+  input: InputVideo | null,
   { sd, origin, remarks }: Loaded,
   flags: GenerateFlags,
   io: CommandIo,
   say: (text: string) => void,
 ): Promise<void> {
-  const { prompt, targets, fps, overwrite } = request;
+  const { prompt, targets, overwrite } = request;
+  const fps = request.fps ?? input?.fps ?? DEFAULT_FPS;
   const { signal } = io;
   const start = performance.now();
-  const toClip = request.kind === "video" ? textToVideo : textToImage;
+  const toClip = clipMaker(request, input);
   const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
   const settings: Record<string, unknown> = {
     ...clip.settings,
     ...origin,
     ...request.pictures,
+    ...input?.names,
     fps,
   };
   say(`"${prompt}", ${describe(clip)}`);
-  const preview = await openPreview(request, sd, flags, io);
+  const preview = await openPreview({ ...request, fps }, sd, flags, io);
   const work = tracked(watch(clip, preview, flags, io));
   let outputs: WrittenVideo[];
   try {

@@ -10,7 +10,7 @@ import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.t
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 
-/** Options that `image` and `video` share, as the parser gives them. */
+/** Options of the commands that make pictures, as the parser gives them. */
 export interface GenerateFlags {
   /** Where to. */
   output?: string[];
@@ -118,6 +118,22 @@ export interface GenerateFlags {
   guidanceAt?: AtFrames<number>;
   /** Whether frames are moved; absent in `image`. */
   motion?: boolean;
+  /** Frames of a chunk, as the original code has them. */
+  chunkSize?: number;
+  /** Video to change. */
+  video?: string;
+  /** Seconds at which it begins. */
+  start?: number;
+  /** Seconds at which it ends. */
+  end?: number;
+  /** Frames that are taken of a second of it. */
+  videoFps?: number;
+  /** Pixels of its longer side. */
+  resolution?: number;
+  /** Weight of its frames. */
+  imageGuidance?: number;
+  /** Draw noise for every frame. */
+  independentNoise?: boolean;
 }
 
 /** A LoRA, in the words of the command line. */
@@ -251,7 +267,7 @@ function atFrames<T>(
 const collect = (text: string, before: string[] = []): string[] => [...before, text];
 
 /** Adds what every command that makes pictures understands. */
-function addSharedOptions(command: Command): Command {
+export function addSharedOptions(command: Command): Command {
   return command
     .option(
       "-o, --output <file>",
@@ -285,7 +301,7 @@ function addSharedOptions(command: Command): Command {
     )
     .option(
       "--sampler, --scheduler <name>",
-      `${SHORT_NAMES}; "karras", "exponential" or "beta" may follow (default: ddim)`,
+      `${SHORT_NAMES}; "karras", "exponential" or "beta" may follow (default: ddim; edit: euler-a)`,
       schedulerName,
     )
     .addOption(
@@ -306,10 +322,6 @@ function addSharedOptions(command: Command): Command {
     )
     .option("--variant <name>", VARIANT)
     .option("--vae <vae>", "another autoencoder: a diffusers folder or a .safetensors file")
-    .option(
-      "--init <file>",
-      "PNG or JPEG to start from; a video's first frame; fills the size, cropped in the middle",
-    )
     .option("--tokenizer <folder>", "where vocab.json and merges.txt are, if not with the model")
     .option("--config <folder>", "diffusers folder whose configurations describe a single file")
     .addOption(
@@ -351,9 +363,35 @@ function addSharedOptions(command: Command): Command {
     .option("--json", "print one JSON object about the result");
 }
 
+/** Adds the picture that the result begins with. */
+function addStartImage(command: Command): Command {
+  return command.option(
+    "--init <file>",
+    "PNG or JPEG to start from; a video's first frame; fills the size, cropped in the middle",
+  );
+}
+
+/** Adds what commands that make several frames understand. */
+export function addFrameOptions(command: Command): Command {
+  return command
+    .option(
+      "--rows <n>",
+      "UNet rows computed at once, with guidance several a frame (default: up to 8, what fits)",
+      whole(1),
+    )
+    .option("--frames-dir <folder>", "also write every frame as a PNG file")
+    .option("--no-cross-frame", "let every frame attend to itself only")
+    .option(
+      "--chunk-size <n>",
+      "frames of a chunk; works and draws noise as Text2Video-Zero's own code, to compare with " +
+        "it (default: no chunks are needed)",
+      whole(2),
+    );
+}
+
 /** Adds the options of `image`. */
 export function addImageOptions(command: Command): Command {
-  return addSharedOptions(command)
+  return addStartImage(addSharedOptions(command))
     .option(
       "--strength <x>",
       "how far the picture of --init is left behind, 0 to 1 (default: 0.8; with --mask 1)",
@@ -367,7 +405,7 @@ export function addImageOptions(command: Command): Command {
 
 /** Adds the options of `video`. */
 export function addVideoOptions(command: Command): Command {
-  return addSharedOptions(command)
+  return addFrameOptions(addStartImage(addSharedOptions(command)))
     .option("--frames <n>", "number of frames (default: 8)", whole(1))
     .option("--fps <x>", "frames a second (default: 4)", number({ above: 0, most: 240 }))
     .option(
@@ -386,11 +424,6 @@ export function addVideoOptions(command: Command): Command {
       "--frame-ids <list>",
       "frame numbers, such as 0,8-15; the first is the anchor",
       frameList,
-    )
-    .option(
-      "--rows <n>",
-      "UNet rows computed at once, two a frame with guidance (default: up to 8, as many as fit)",
-      whole(1),
     )
     .addOption(
       new Option("--attention <frames>", "which frames a frame attends to (default: first)")
@@ -411,8 +444,6 @@ export function addVideoOptions(command: Command): Command {
       "another guidance from that frame on, reached gradually; can be repeated",
       atFrames(number({ least: 0 })),
     )
-    .option("--frames-dir <folder>", "also write every frame as a PNG file")
-    .option("--no-cross-frame", "let every frame attend to itself only")
     .option("--no-motion", "do not move the frames")
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

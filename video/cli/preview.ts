@@ -50,7 +50,7 @@ export function checkTerminal({ preview, quiet }: GenerateFlags, { pictures }: C
  * other models are mapped to colours, or decoded by TAESD.
  */
 export async function openPreview(
-  { model, fps }: Request,
+  { model, fps }: Pick<Request, "model"> & { readonly fps: number },
   sd: StableDiffusion,
   { preview, taesd, quiet }: GenerateFlags,
   { pictures, columns, stderr, signal }: CommandIo,

@@ -8,14 +8,16 @@ import { InputError } from "../../core/errors.ts";
 import { BUILT_IN_NAME } from "../../models/stable_diffusion.ts";
 import { disk } from "../output_file.ts";
 import { parseTarget } from "../target.ts";
+import type { VideoInstructPix2PixOptions } from "../instruct_pix2pix.ts";
 import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
+import { isPicture, type VideoNames, type VideoRequest, videoRequest } from "./input_video.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
 
 /** Which command runs. */
-export type Kind = "video" | "image";
+export type Kind = "video" | "image" | "edit";
 
 /** Which model, in the words of the command line. */
 export interface ModelRequest {
@@ -33,14 +35,17 @@ export interface ModelRequest {
   readonly modelSha256?: string;
 }
 
-/** Options of both commands. */
-type LibraryOptions = TextToVideoOptions & StartImageOptions;
+/** Options of all commands. */
+export type LibraryOptions =
+  & TextToVideoOptions
+  & StartImageOptions
+  & Pick<VideoInstructPix2PixOptions, "imageGuidanceScale" | "sharedNoise">;
 
 /** What shall be made, and where to. */
 export interface Request {
   /** Which command runs. */
   readonly kind: Kind;
-  /** What to show; not empty. */
+  /** What to show, or to change; not empty. */
   readonly prompt: string;
   /** Options of the library; pictures heed some of them. */
   readonly options: LibraryOptions;
@@ -56,8 +61,12 @@ export interface Request {
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
   readonly weights?: "q8";
-  /** Frames a second. */
-  readonly fps: number;
+  /** The video to change. */
+  readonly video: VideoRequest | null;
+  /** Frames of a chunk; absent without chunks. */
+  readonly chunkSize?: number;
+  /** Frames a second; absent where those of the video decide. */
+  readonly fps?: number;
   /** Files and folders to write, checked; at least one. */
   readonly targets: string[];
   /** Whether they may be there already. */
@@ -97,7 +106,8 @@ const DEMO = {
   targets: ["out/demo.mp4", "out/demo.gif", "sheet:out/demo.png"],
 } as const;
 
-const DEFAULT_FPS = 4;
+/** Frames a second where nothing says otherwise. */
+export const DEFAULT_FPS = 4;
 
 /** Settings in files and the type that each must have. */
 const STORED = {
@@ -110,6 +120,8 @@ const STORED = {
   steps: "number",
   guidanceScale: "number",
   guidanceRescale: "number",
+  imageGuidanceScale: "number",
+  sharedNoise: "boolean",
   seed: "number",
   width: "number",
   height: "number",
@@ -130,6 +142,13 @@ const STORED = {
   guidanceScales: "map",
   motion: "boolean",
   compat: "string",
+  chunkSize: "number",
+  video: "string",
+  videoSha256: "string",
+  start: "number",
+  end: "number",
+  videoFps: "number",
+  resolution: "number",
   model: "string",
   variant: "string",
   tokenizer: "string",
@@ -153,19 +172,21 @@ interface Stored
     TextToVideoOptions,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
-    PictureNames {
+    PictureNames,
+    VideoNames {
   prompt?: string;
   embeddings?: string[];
   loras?: readonly LoraRequest[];
   dtype?: DtypeChoice;
   weights?: "q8";
   fps?: number;
+  chunkSize?: number;
 }
 
 /**
  * Puts a request together: flags over the settings of `--from` over those of `--demo`.
  *
- * @throws {UsageError} no prompt, or a target of an unknown kind.
+ * @throws {UsageError} no prompt, no video to change, or a target of an unknown kind.
  * @throws {InputError} a target that cannot be written, or a file without settings.
  */
 export async function readRequest(
@@ -176,14 +197,25 @@ export async function readRequest(
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
   const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...made } = others;
-  const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
+  const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
+  const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
+  const { chunkSize: chunks, ...kept } = remaining;
   const demo = flags.demo ? DEMO : undefined;
   const prompt = typed ?? stored ?? demo?.prompt;
   if (!prompt?.trim()) {
+    const how = prompt === undefined ? "missing" : "empty";
     throw new UsageError(
-      `the prompt is ${prompt === undefined ? "missing" : "empty"}; say what to show, ` +
-        `as in: framezero "a red heart in a green meadow" (--help lists the options)`,
+      kind === "edit"
+        ? `the instruction is ${how}; say what to change, as in: framezero edit "make it winter" ` +
+          "--video clip.mp4 (edit --help lists the options)"
+        : `the prompt is ${how}; say what to show, as in: framezero "a red heart in a ` +
+          'green meadow" (--help lists the options)',
     );
+  }
+  const names = { video: film, videoSha256, start, end, videoFps, resolution };
+  const video = kind === "edit" ? videoRequest(flags, names) : null;
+  if (kind === "edit" && !video) {
+    throw new UsageError("there is no video to change; name it with --video");
   }
   const given = libraryOptions(flags);
   const base: LibraryOptions = { ...demo?.options, ...kept };
@@ -194,20 +226,39 @@ export async function readRequest(
     delete base.t0;
     delete base.t1;
   }
+  const anew = kind === "edit" && flags.video !== undefined;
+  if (kind === "edit") delete base.frameIds;
+  if (anew || flags.resolution !== undefined) {
+    delete base.width;
+    delete base.height;
+  }
+  const chunkSize = kind === "image" ? undefined : flags.chunkSize ?? chunks;
   const options = { ...base, ...given };
+  if (chunkSize !== undefined) {
+    options.compat = "original";
+    options.sharedNoise = false;
+  }
   if (options.seed === -1) options.seed = crypto.getRandomValues(new Uint32Array(1))[0];
   // A picture that a flag names may be any; videos know no masks.
-  const pictures = await readPictures({
-    ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
-    ...(flags.mask !== undefined ? { mask: flags.mask } : kind === "image" && { mask, maskSha256 }),
-  });
+  const pictures = await readPictures(
+    kind === "edit" ? {} : {
+      ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
+      ...(flags.mask !== undefined
+        ? { mask: flags.mask }
+        : kind === "image" && { mask, maskSha256 }),
+    },
+  );
   const overwrite = flags.overwrite ?? flags.demo ?? false;
   const targets = [...flags.output ?? []];
   if (flags.framesDir !== undefined) targets.push(`${flags.framesDir}/`);
   if (targets.length === 0) {
     await (await disk()).fs.mkdir("out", { recursive: true });
     if (demo) targets.push(...demo.targets);
-    else targets.push(await freeName(kind, prompt, options.seed ?? 0, overwrite));
+    else {
+      const single = kind === "image" || (video && isPicture(video.video));
+      const extension = single ? "png" : "mp4";
+      targets.push(await freeName(extension, prompt, options.seed ?? 0, overwrite));
+    }
   }
   await checkTargets(targets, overwrite);
   checkPreview(flags, flags.model ?? model);
@@ -224,7 +275,9 @@ export async function readRequest(
     loras: flags.lora ?? loras ?? [],
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
-    fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
+    video,
+    chunkSize,
+    fps: flags.fps ?? (anew ? undefined : fps) ?? demo?.fps,
     targets,
     overwrite,
   };
@@ -273,6 +326,8 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     height: flags.height,
     guidanceScale: flags.guidance,
     guidanceRescale: flags.guidanceRescale,
+    imageGuidanceScale: flags.imageGuidance,
+    sharedNoise: flags.independentNoise ? false : undefined,
     negativePrompt: flags.negative,
     promptWeights: flags.promptWeights,
     clipSkip: flags.clipSkip,
@@ -331,13 +386,12 @@ function areLoras(value: unknown): boolean {
 
 /** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
 async function freeName(
-  kind: Kind,
+  extension: "mp4" | "png",
   prompt: string,
   seed: number,
   overwrite: boolean,
 ): Promise<string> {
   const { fs } = await disk();
-  const extension = kind === "video" ? "mp4" : "png";
   for (let n = 1;; n++) {
     const name = `out/${slug(prompt)}-${seed}${n > 1 ? `-${n}` : ""}.${extension}`;
     const free = overwrite || await fs.stat(name).then(() => false, () => true);
