@@ -11,10 +11,10 @@
 import { writeFile } from "node:fs/promises";
 import process from "node:process";
 import { InputError } from "../core/errors.ts";
+import { svg, text, WIDTH, wrap } from "../video/metrics/svg.ts";
 import { barGeometry, drawBars } from "./chart/bars.ts";
 import { costliest, readKernels, readPeers, tasksOf } from "./chart/results.ts";
 import { drawRoofline, rooflineGeometry } from "./chart/roofline.ts";
-import { svg, text, WIDTH, wrap } from "./chart/svg.ts";
 import { type Command, command, path } from "./command.ts";
 import type { Results } from "./kernels.ts";
 import type { Results as PeerResults } from "./peers/report.ts";

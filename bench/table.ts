@@ -6,6 +6,8 @@
 
 import { formatShape, type Shape } from "../core/shape.ts";
 
+export { significant } from "../video/metrics/number.ts";
+
 /** A column of a table. */
 export interface Column {
   /** Its head. */
@@ -42,13 +44,6 @@ export function markdownTable(
     line(columns.map(({ align }) => align === "left" ? "---" : "---:")),
     ...rows.map(line),
   ].join("\n");
-}
-
-/** A number with three significant digits, or more where it has them before the point. */
-export function significant(value: number): string {
-  if (value === 0) return "0";
-  const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
-  return value.toFixed(Math.min(digits, 6));
 }
 
 /** `[2, 3] [3, 4]`: the shapes of the inputs that there are. */

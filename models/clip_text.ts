@@ -9,20 +9,18 @@ import { InputError, ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import {
   add,
-  attention,
   cast,
   embedding,
-  gelu,
   indexSelect,
   linear as rowLinear,
   permute,
-  quickGelu,
   slice,
   stack,
   where,
 } from "../kernels/mod.ts";
+import { clipLayer } from "./clip_layer.ts";
 import type { ClipTextConfig } from "./config.ts";
-import { linear, tokenNorm } from "./layers.ts";
+import { tokenNorm } from "./layers.ts";
 import { loadModel, type ModelOptions, type Weights, type WeightSource } from "./weights.ts";
 
 /** What the encoder makes of token ids; all in f32, tokens along axis 1. */
@@ -130,7 +128,7 @@ function network(root: Weights, config: ClipTextConfig): Network {
     .tensor("position_embedding.weight", [maxPositionEmbeddings, width]);
   const layers = Array.from(
     { length: config.numHiddenLayers },
-    (_, i) => encoderLayer(w.at(`encoder.layers.${i}`), config),
+    (_, i) => clipLayer(w.at(`encoder.layers.${i}`), config, { causal: true }),
   );
   const finalNorm = tokenNorm(w.at("final_layer_norm"), width, layerNormEps);
   const projection = root.has("text_projection.weight")
@@ -184,24 +182,4 @@ function network(root: Weights, config: ClipTextConfig): Network {
 function endPosition(ids: readonly number[], { eosTokenId, vocabSize }: ClipTextConfig): number {
   const largest = () => Math.max(...ids.filter((id) => id < vocabSize));
   return Math.max(0, ids.indexOf(eosTokenId === 2 ? largest() : eosTokenId));
-}
-
-/** `x += attention(norm(x)); x += mlp(norm(x))`, x `[B, width, tokens]`. */
-function encoderLayer(w: Weights, config: ClipTextConfig): (x: Tensor) => Tensor {
-  const { hiddenSize: width, intermediateSize: hidden, layerNormEps: eps } = config;
-  const heads = config.numAttentionHeads;
-  const act = config.hiddenAct === "gelu" ? (x: Tensor) => gelu(x) : quickGelu;
-  const norm1 = tokenNorm(w.at("layer_norm1"), width, eps);
-  const q = linear(w.at("self_attn.q_proj"), width, width);
-  const k = linear(w.at("self_attn.k_proj"), width, width);
-  const v = linear(w.at("self_attn.v_proj"), width, width);
-  const out = linear(w.at("self_attn.out_proj"), width, width);
-  const norm2 = tokenNorm(w.at("layer_norm2"), width, eps);
-  const fc1 = linear(w.at("mlp.fc1"), width, hidden);
-  const fc2 = linear(w.at("mlp.fc2"), hidden, width);
-  return w.module((x: Tensor) => {
-    const h = norm1(x);
-    const y = out(attention(q(h), k(h), v(h), { heads, causal: true }), { residual: x });
-    return fc2(act(fc1(norm2(y))), { residual: y });
-  });
 }

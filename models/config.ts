@@ -82,6 +82,28 @@ export interface ClipTextConfig {
   readonly projectionDim: number;
 }
 
+/** Configuration of a {@link ClipVisionModel}. */
+export interface ClipVisionConfig {
+  /** Width of a token. */
+  readonly hiddenSize: number;
+  /** Width inside the feed-forward layers. */
+  readonly intermediateSize: number;
+  /** Transformer layers. */
+  readonly numHiddenLayers: number;
+  /** Attention heads. */
+  readonly numAttentionHeads: number;
+  /** Side of its pictures in pixels. */
+  readonly imageSize: number;
+  /** Side of the patches that they are cut into. */
+  readonly patchSize: number;
+  /** Activation of the feed-forward layers. */
+  readonly hiddenAct: "quick_gelu" | "gelu";
+  /** Added to the variance. */
+  readonly layerNormEps: number;
+  /** Width of the projected picture. */
+  readonly projectionDim: number;
+}
+
 /** Settings that suit a model; a folder may bring its own in `framezero.json`. */
 export interface ModelDefaults {
   /** Denoising steps. */
@@ -295,6 +317,26 @@ export function clipTextConfig(json: Json, file: string): ClipTextConfig {
     layerNormEps: read.number("layer_norm_eps", 1e-5),
     eosTokenId: read.number("eos_token_id", 2),
     projectionDim: read.count("projection_dim", hiddenSize),
+  };
+}
+
+/**
+ * Reads a CLIP image encoder's configuration; what is absent is that of ViT-B/32.
+ *
+ * @throws {WeightError} if it is another architecture, or a value makes no sense.
+ */
+export function clipVisionConfig(json: Json, file: string): ClipVisionConfig {
+  const read = new Reader(json, file);
+  return {
+    hiddenSize: read.count("hidden_size", 768),
+    intermediateSize: read.count("intermediate_size", 3072),
+    numHiddenLayers: read.count("num_hidden_layers", 12),
+    numAttentionHeads: read.count("num_attention_heads", 12),
+    imageSize: read.count("image_size", 224),
+    patchSize: read.count("patch_size", 32),
+    hiddenAct: read.oneOf("hidden_act", "quick_gelu", "gelu"),
+    layerNormEps: read.number("layer_norm_eps", 1e-5),
+    projectionDim: read.count("projection_dim", 512),
   };
 }
 

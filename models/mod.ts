@@ -13,6 +13,7 @@ export {
 } from "./attention.ts";
 export type { AttentionMode } from "../kernels/mod.ts";
 export { type Location, openWeights, readJson, type WeightStem } from "./checkpoint.ts";
+export { type ClipLoadOptions, ClipModel } from "./clip.ts";
 export { ClipTextModel, type ClipTextOutput } from "./clip_text.ts";
 export {
   ClipTokenizer,
@@ -22,9 +23,12 @@ export {
   type TextCleanup,
   type TokenizedPrompt,
 } from "./clip_tokenizer.ts";
+export { ClipVisionModel, type ClipVisionOutput } from "./clip_vision.ts";
 export {
   type ClipTextConfig,
   clipTextConfig,
+  type ClipVisionConfig,
+  clipVisionConfig,
   type Json,
   type ModelDefaults,
   type UNetConfig,

@@ -10,13 +10,14 @@ import { describe, it } from "node:test";
 import fc from "fast-check";
 import { draw, main as chart } from "../bench/chart.ts";
 import { barGeometry } from "../bench/chart/bars.ts";
+import { type Box, contains, overlap } from "../bench/chart/boxes.ts";
 import { costliest, duelsOf, tasksOf } from "../bench/chart/results.ts";
 import { rooflineGeometry } from "../bench/chart/roofline.ts";
-import { type Box, contains, escape, overlap, WIDTH, wrap } from "../bench/chart/svg.ts";
 import type { Results as KernelResults, Row } from "../bench/kernels.ts";
 import type { Results as PeerResults, Row as PeerRow } from "../bench/peers/report.ts";
 import { main as readme, replaceMarked } from "../bench/readme.ts";
 import type { Peaks } from "../bench/timing.ts";
+import { escape, WIDTH, wrap } from "../video/metrics/svg.ts";
 
 const frame = { x: 64, y: 100, width: 712, height: 440 };
 

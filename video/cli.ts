@@ -18,7 +18,9 @@ import {
   type GenerateFlags,
   MODEL,
   VARIANT,
+  whole,
 } from "./cli/options.ts";
+import { measureClip, type MeasureFlags } from "./cli/measure.ts";
 import { inspect, listModels, pull } from "./cli/models.ts";
 import { UsageError } from "./cli/request.ts";
 import { pictureProtocol } from "./terminal_picture.ts";
@@ -120,6 +122,23 @@ function commands(io: CommandIo): Command {
     .argument("[model]", `${MODEL} (default: the built-in one)`)
     .option("--variant <name>", VARIANT)
     .action((model: string | undefined, flags: { variant?: string }) => inspect(model, flags, io));
+  program.command("measure")
+    .description("figures of a clip: motion, warp error, cuts, flicker, likeness of its frames")
+    .argument("<clip>", "a folder of pictures")
+    .option("--against <clip>", "compare two clips frame by frame instead: PSNR and SSIM")
+    .option("--clip <model>", "CLIP score, with a folder or owner/name on Hugging Face")
+    .option("--prompt <text>", "what --clip compares with (default: the prompt in its settings)")
+    .option(
+      "--side <px>",
+      "scale frames to a square before motion is measured; papers take 720 (default: as they are)",
+      whole(15, 4096),
+    )
+    .option("--plot <file>", "write an SVG of the figures over time")
+    .option("--overwrite", "replace an SVG that exists")
+    .option("--quiet", "print no progress")
+    .option("--json", "print one JSON object")
+    .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
+    .action((clip: string, flags: MeasureFlags) => measureClip(clip, flags, io));
   program.command("info").description("runtime, adapter, features, limits")
     .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
     .option("--experimental", EXPERIMENTAL)

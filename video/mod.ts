@@ -18,6 +18,14 @@ export {
 } from "./instruct_pix2pix.ts";
 export { chunkFrameIds, inChunks } from "./long_video.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
+export { type ClipScore, clipScore } from "./metrics/clip_score.ts";
+export { type Flicker, flicker, type Spectrum } from "./metrics/flicker.ts";
+export { measure, type MeasureOptions, type Measures } from "./metrics/measure.ts";
+export { opticalFlow, visiblePixels, warpByFlow } from "./metrics/optical_flow.ts";
+export { plotMeasures, type PlotOptions } from "./metrics/plot.ts";
+export { type SceneCuts, sceneCuts } from "./metrics/scene_cuts.ts";
+export { compareClips, psnr, type Similarity, similarity, ssim } from "./metrics/similarity.ts";
+export { type WarpErrors, warpErrors, type WarpOptions } from "./metrics/warp.ts";
 export type { VideoQuality } from "./mp4.ts";
 export {
   extendFrames,

@@ -4,8 +4,8 @@
  * @module
  */
 
+import { tag, text, textWidth, WIDTH } from "../../video/metrics/svg.ts";
 import { percent, significant } from "../table.ts";
-import { tag, text, textWidth, WIDTH } from "./svg.ts";
 
 /** A contender's time for a task. */
 export interface Bar {

@@ -5,22 +5,10 @@
  * @module
  */
 
+import { line, type Point, tag, TEXT, text, textWidth, wrap } from "../../video/metrics/svg.ts";
 import { significant } from "../table.ts";
 import type { Peaks } from "../timing.ts";
-import {
-  alongLine,
-  type Box,
-  contains,
-  line,
-  overlap,
-  type Point,
-  tag,
-  TEXT,
-  text,
-  textBox,
-  textWidth,
-  wrap,
-} from "./svg.ts";
+import { alongLine, type Box, contains, overlap, textBox } from "./boxes.ts";
 
 /** A kernel in the chart. */
 export interface Mark {

@@ -1,20 +1,8 @@
 /**
- * SVG by hand: escaping, boxes of text, and places for labels where nothing else is.
+ * SVG by hand: escaping, tags, lines of text, and the style that all charts share.
  *
  * @module
  */
-
-/** A rectangle in pixels. */
-export interface Box {
-  /** Left edge. */
-  readonly x: number;
-  /** Upper edge. */
-  readonly y: number;
-  /** Extent to the right. */
-  readonly width: number;
-  /** Extent downwards. */
-  readonly height: number;
-}
 
 /** A position in pixels. */
 export type Point = readonly [x: number, y: number];
@@ -31,41 +19,6 @@ const LETTER = 0.6;
 /** Width that a text takes at most. */
 export function textWidth(text: string, size: number = TEXT): number {
   return text.length * size * LETTER;
-}
-
-/** The box of a text that starts at `x` (or ends there) with its base line at `y`. */
-export function textBox(
-  text: string,
-  x: number,
-  y: number,
-  anchor: "start" | "end" = "start",
-  size: number = TEXT,
-): Box {
-  const width = textWidth(text, size);
-  return { x: anchor === "start" ? x : x - width, y: y - 0.8 * size, width, height: size };
-}
-
-/** Whether two boxes share an area. */
-export function overlap(a: Box, b: Box): boolean {
-  return a.x < b.x + b.width && b.x < a.x + a.width &&
-    a.y < b.y + b.height && b.y < a.y + a.height;
-}
-
-/** Whether `inner` lies within `outer`. */
-export function contains(outer: Box, inner: Box): boolean {
-  return inner.x >= outer.x && inner.x + inner.width <= outer.x + outer.width &&
-    inner.y >= outer.y && inner.y + inner.height <= outer.y + outer.height;
-}
-
-/** Small boxes along a line, so that labels keep off it. */
-export function alongLine([x0, y0]: Point, [x1, y1]: Point): Box[] {
-  const size = 3;
-  const steps = Math.ceil(Math.hypot(x1 - x0, y1 - y0) / size);
-  return Array.from({ length: steps + 1 }, (_, i) => {
-    const t = steps ? i / steps : 0;
-    const [x, y] = [x0 + t * (x1 - x0), y0 + t * (y1 - y0)];
-    return { x: x - size / 2, y: y - size / 2, width: size, height: size };
-  });
 }
 
 /** Text as it may stand in SVG, between tags and in attributes. */
@@ -129,6 +82,8 @@ const STYLE = `
   .roof { stroke: #59636e; stroke-width: 2; fill: none; }
   .dashed { stroke: #59636e; stroke-width: 1.5; stroke-dasharray: 5 4; fill: none; }
   .leader { stroke: #818b98; stroke-width: 0.75; }
+  .curve { stroke: #0969da; stroke-width: 1.5; fill: none; }
+  .cut { stroke: #cf222e; stroke-width: 1; stroke-dasharray: 3 3; }
   .ours { fill: #0969da; }
   .other { fill: #afb8c1; }
   @media (prefers-color-scheme: dark) {
@@ -138,6 +93,8 @@ const STYLE = `
     .grid { stroke: #2f3742; }
     .roof, .dashed { stroke: #9198a1; }
     .leader { stroke: #656c76; }
+    .curve { stroke: #4493f8; }
+    .cut { stroke: #f85149; }
     .ours { fill: #4493f8; }
     .other { fill: #656c76; }
   }`;
