@@ -124,7 +124,7 @@ function commands(io: CommandIo): Command {
     .action((model: string | undefined, flags: { variant?: string }) => inspect(model, flags, io));
   program.command("measure")
     .description("figures of a clip: motion, warp error, cuts, flicker, likeness of its frames")
-    .argument("<clip>", "a folder of pictures")
+    .argument("<clip>", "video, GIF, or folder of pictures")
     .option("--against <clip>", "compare two clips frame by frame instead: PSNR and SSIM")
     .option("--clip <model>", "CLIP score, with a folder or owner/name on Hugging Face")
     .option("--prompt <text>", "what --clip compares with (default: the prompt in its settings)")

@@ -10,7 +10,7 @@ import { addFrameOptions, addSharedOptions, number, whole } from "./options.ts";
 /** Adds the options of `edit`. */
 export function addEditOptions(command: Command): Command {
   command
-    .option("--video <file>", "what to change: a picture, or a folder of pictures")
+    .option("--video <file>", "what to change: a video, a GIF, a folder of pictures, or a picture")
     .option("--start <s>", "seconds at which to begin (default: 0)", number({ least: 0 }))
     .option("--end <s>", "seconds at which to end (default: its end)", number({ above: 0 }))
     .option(
@@ -27,7 +27,7 @@ export function addEditOptions(command: Command): Command {
     .option("--independent-noise", "draw noise for every frame: less consistent")
     .option(
       "--fps <x>",
-      "frames a second (default: as the video, 4 for pictures)",
+      "frames a second (default: as the video)",
       number({ above: 0, most: 240 }),
     );
   return addFrameOptions(addSharedOptions(command));

@@ -57,7 +57,9 @@ export async function generate(
   try {
     await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
-    const input = request.video && await openInputVideo(request.video);
+    const { video, options: { width, height } } = request;
+    const fit = width !== undefined && height !== undefined ? { width, height } : undefined;
+    const input = video && await openInputVideo(video, device, fit);
     try {
       const loaded = await loadModel(request, device, flags, io, say);
       try {

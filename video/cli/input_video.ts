@@ -1,15 +1,18 @@
 /**
- * `--video`: the frames that a command changes, and the names under which settings find them again.
+ * The clips that a command line names: which part of them is used, and the names under which
+ * settings find them again.
  *
  * @module
  */
 
-import { openByteSource } from "../../core/byte_source.ts";
+import { createHash } from "node:crypto";
+import type { Device } from "../../core/device.ts";
 import { InputError } from "../../core/errors.ts";
-import { sha256Of } from "../../core/sha256.ts";
 import type { Frame } from "../frame.ts";
 import { disk, isFolder } from "../output_file.ts";
-import { decodePicture, type Size } from "../picture.ts";
+import type { Size } from "../picture.ts";
+import { prepareVideo } from "../prepare_video.ts";
+import { openVideo } from "../reader.ts";
 import type { GenerateFlags } from "./options.ts";
 
 /** What is taken of which video, as settings hold it. */
@@ -37,7 +40,7 @@ export interface VideoRequest extends VideoNames {
 export interface InputVideo extends Size {
   /** Frames in it. */
   readonly count: number;
-  /** Frames a second; absent for pictures. */
+  /** Frames a second; absent for a single picture. */
   readonly fps?: number;
   /** What settings hold. */
   readonly names: VideoNames;
@@ -48,12 +51,6 @@ export interface InputVideo extends Size {
 }
 
 const PICTURE = /\.(png|jpe?g)$/i;
-
-/** Longer side of the pictures that Stable Diffusion 1.x was trained with. */
-const DEFAULT_RESOLUTION = 512;
-
-/** Sides are multiples of it: then every level of the UNet has whole cells. */
-const SIDE = 64;
 
 /** The video of the flags, or else the one in a file; `null` if neither names one. */
 export function videoRequest(flags: GenerateFlags, stored: VideoNames): VideoRequest | null {
@@ -72,74 +69,66 @@ export function isPicture(path: string): boolean {
 }
 
 /**
- * Opens what `--video` names: a picture, or a folder of pictures in the order of their names.
+ * Opens the part of a clip that is used: a video, a GIF, a folder of pictures, or a picture.
  *
+ * @param fit The size of its frames, cropped in the middle, if no resolution decides.
  * @throws {InputError} if it cannot be read, or is not what settings were made with.
  */
-export async function openInputVideo(request: VideoRequest): Promise<InputVideo> {
-  const { video } = request;
-  const files = await isFolder(video) ? await picturesIn(video) : [video];
-  return await openPictures(files, request);
-}
-
-async function picturesIn(folder: string): Promise<string[]> {
-  const { fs, path } = await disk();
-  const names = (await fs.readdir(folder)).filter(isPicture)
-    .sort(new Intl.Collator("en", { numeric: true }).compare);
-  if (names.length) return names.map((name) => path.join(folder, name));
-  throw new InputError(`${folder}: there is no PNG or JPEG file in this folder; name another`);
-}
-
-async function openPictures(files: readonly string[], request: VideoRequest): Promise<InputVideo> {
-  const { video, start, end, videoFps, resolution = DEFAULT_RESOLUTION } = request;
-  if (start !== undefined || end !== undefined || videoFps !== undefined) {
-    throw new InputError(
-      `${video}: --start, --end and --video-fps choose frames by their times, which pictures ` +
-        "have not; leave them out",
-    );
-  }
-  const digests: string[] = [];
-  for (const file of files) digests.push(await sha256Of((await bytesOf(file)).bytes));
-  const list = new TextEncoder().encode(digests.join("\n"));
-  const videoSha256 = await isFolder(video) ? await sha256Of(list) : digests[0];
-  checkSame(request, videoSha256);
-  const read = async (file: string): Promise<Frame> => {
-    const { bytes, name } = await bytesOf(file);
-    return decodePicture(bytes, name);
-  };
-  return {
-    ...fittedSize(await read(files[0]), resolution),
-    count: files.length,
-    names: { video, videoSha256, resolution },
-    async *frames() {
-      for (const file of files) yield await read(file);
-    },
-    close: () => Promise.resolve(),
-  };
-}
-
-async function bytesOf(file: string): Promise<{ bytes: Uint8Array; name: string }> {
-  const source = await openByteSource(file);
+export async function openInputVideo(
+  request: VideoRequest,
+  device: Device,
+  fit?: Size,
+): Promise<InputVideo> {
+  const { video, videoSha256: wanted, start, end, videoFps, resolution } = request;
+  const reader = await openVideo(video);
   try {
-    return { bytes: await source.read(0, source.size), name: source.name };
-  } finally {
-    await source.close();
+    const sha256 = await fingerprint(video);
+    if (wanted !== undefined && wanted !== sha256) {
+      throw new InputError(
+        `${video}: the settings were made with a clip of sha256 ${wanted}, this one has ` +
+          `${sha256}; give the right one with --video`,
+      );
+    }
+    const size = fit ? { fit } : { resolution };
+    const part = await prepareVideo(device, reader, { start, end, fps: videoFps, ...size });
+    return {
+      width: part.width,
+      height: part.height,
+      count: part.count,
+      fps: reader.info.kind === "picture" ? undefined : part.fps,
+      names: { video, videoSha256: sha256, start, end, videoFps, resolution },
+      frames: () => part.frames(),
+      close: () => reader.close(),
+    };
+  } catch (error) {
+    await reader.close();
+    throw error;
   }
 }
 
-function checkSame({ video, videoSha256: wanted }: VideoRequest, sha256: string): void {
-  if (wanted === undefined || wanted === sha256) return;
-  throw new InputError(
-    `${video}: the settings were made with a video of sha256 ${wanted}, this one has ${sha256}; ` +
-      "give the right one with --video",
-  );
+/**
+ * The sha256 of a file; of a folder that of the list of its pictures' sha256. What lies at an
+ * address is not fetched twice for it.
+ */
+async function fingerprint(path: string): Promise<string | undefined> {
+  if (/^https?:/i.test(path)) return undefined;
+  const { fs, path: names } = await disk();
+  if (!await isFolder(path)) return await sha256OfFile(path);
+  const pictures = (await fs.readdir(path)).filter(isPicture).sort();
+  const list = createHash("sha256");
+  for (const name of pictures) list.update(`${await sha256OfFile(names.join(path, name))}\n`);
+  return list.digest("hex");
 }
 
-/** The size whose longer side is `resolution`, both sides rounded to whole cells of the UNet. */
-function fittedSize({ width, height }: Size, resolution: number): Size {
-  const side = (pixels: number) => {
-    const scaled = pixels * resolution / Math.max(width, height);
-    return Math.max(SIDE, Math.round(scaled / SIDE) * SIDE);
-  };
-  return { width: side(width), height: side(height) };
+/** Read in pieces: clips may be larger than memory. */
+async function sha256OfFile(path: string): Promise<string> {
+  const { fs } = await disk();
+  const hash = createHash("sha256");
+  const file = await fs.open(path);
+  try {
+    for await (const piece of file.createReadStream()) hash.update(piece);
+    return hash.digest("hex");
+  } finally {
+    await file.close();
+  }
 }

@@ -5,7 +5,6 @@
  */
 
 import { openDevice } from "../../core/device.ts";
-import { InputError } from "../../core/errors.ts";
 import type { GpuChoice } from "../../core/runtime.ts";
 import { ClipModel } from "../../models/clip.ts";
 import type { Frame } from "../frame.ts";
@@ -13,9 +12,9 @@ import { measure, type Measures } from "../metrics/measure.ts";
 import { significant } from "../metrics/number.ts";
 import { plotMeasures } from "../metrics/plot.ts";
 import { compareClips, type Similarity } from "../metrics/similarity.ts";
-import { checkFile, disk, isFolder, openOutputFile } from "../output_file.ts";
-import { readPicture } from "../picture.ts";
+import { checkFile, openOutputFile } from "../output_file.ts";
 import { startProgress } from "../progress.ts";
+import { openVideo, type VideoReader } from "../reader.ts";
 import { readSettings } from "../writer.ts";
 import { showDownload } from "./download.ts";
 import type { CommandIo } from "./io.ts";
@@ -44,41 +43,6 @@ export interface MeasureFlags {
   readonly gpu: GpuChoice;
 }
 
-/** A clip that can be read. */
-interface OpenedClip {
-  readonly frames: AsyncIterable<Frame>;
-  /** Frames a second, where it is known. */
-  readonly fps?: number;
-  /** Number of frames, where it is known. */
-  readonly count?: number;
-  close(): Promise<void>;
-}
-
-/** Opens what a command line names as a clip: a picture, or a folder of pictures by their names. */
-async function openClip(path: string): Promise<OpenedClip> {
-  const folder = await isFolder(path);
-  const { fs, path: names } = await disk();
-  const files = folder
-    ? (await fs.readdir(path)).filter((name) => /\.(png|jpe?g)$/i.test(name))
-      .sort((a, b) => a.localeCompare(b, "en", { numeric: true }))
-      .map((name) => names.join(path, name))
-    : [path];
-  if (!files.length) {
-    throw new InputError(`${path}: there are no pictures (.png, .jpg) in this folder`);
-  }
-  const fps = folder ? (await readSettings(path))?.fps : undefined;
-  return {
-    frames: pictures(files),
-    fps: typeof fps === "number" && fps > 0 ? fps : undefined,
-    count: files.length,
-    close: () => Promise.resolve(),
-  };
-}
-
-async function* pictures(files: readonly string[]): AsyncGenerator<Frame> {
-  for (const file of files) yield await readPicture(file);
-}
-
 /**
  * Measures the clip at `path`, or compares it, and prints the figures.
  *
@@ -91,16 +55,16 @@ export async function measureClip(
   io: CommandIo,
 ): Promise<void> {
   const prompt = await checkFlags(path, flags);
-  const clip = await openClip(path);
+  const clip = await openVideo(path);
   try {
     if (flags.against !== undefined) return await compare(path, clip, flags.against, flags, io);
     const measures = await measured(clip, prompt, flags, io);
     if (flags.plot !== undefined) {
-      const chart = plotMeasures(measures, { title: path, fps: clip.fps });
+      const chart = plotMeasures(measures, { title: path, fps: clip.info.fps });
       await writeText(flags.plot, chart, flags.overwrite);
     }
-    const facts = { source: path, fps: clip.fps, prompt, ...measures };
-    io.stdout(flags.json ? `${JSON.stringify(facts)}\n` : describe(measures, clip.fps));
+    const facts = { source: path, fps: clip.info.fps, prompt, ...measures };
+    io.stdout(flags.json ? `${JSON.stringify(facts)}\n` : describe(measures, clip.info.fps));
   } finally {
     await clip.close();
   }
@@ -127,7 +91,7 @@ async function checkFlags(path: string, flags: MeasureFlags): Promise<string | u
 }
 
 async function measured(
-  clip: OpenedClip,
+  clip: VideoReader,
   prompt: string | undefined,
   flags: MeasureFlags,
   io: CommandIo,
@@ -165,19 +129,20 @@ async function loadClip(
 
 /** The frames of a clip, while progress is shown and until the user interrupts. */
 async function* watched(
-  { frames, count }: OpenedClip,
+  clip: VideoReader,
   { quiet }: MeasureFlags,
   { stderr, isTTY, columns, signal }: CommandIo,
 ): AsyncGenerator<Frame> {
-  const shown = quiet || count === undefined
+  const { frames: count } = clip.info;
+  const shown = quiet || count === null
     ? null
     : startProgress("measuring", "frame", { write: stderr, isTTY, columns });
   try {
     let done = 0;
-    for await (const frame of frames) {
+    for await (const frame of clip.frames()) {
       signal.throwIfAborted();
       yield frame;
-      if (count !== undefined) shown?.update(++done, count);
+      if (count !== null) shown?.update(++done, count);
     }
   } finally {
     shown?.end();
@@ -186,14 +151,14 @@ async function* watched(
 
 async function compare(
   path: string,
-  clip: OpenedClip,
+  clip: VideoReader,
   against: string,
   flags: MeasureFlags,
   io: CommandIo,
 ): Promise<void> {
-  const other = await openClip(against);
+  const other = await openVideo(against);
   try {
-    const likeness = await compareClips(watched(clip, flags, io), other.frames);
+    const likeness = await compareClips(watched(clip, flags, io), other.frames());
     const facts = { source: path, against, frames: likeness.ssims.length, ...likeness };
     io.stdout(flags.json ? `${JSON.stringify(facts)}\n` : table(likenessRows(likeness)));
   } finally {
@@ -222,10 +187,9 @@ function likenessRows({ psnr, ssim }: Similarity): Row[] {
 }
 
 /** The figures with their units, and whether more (↑) or less (↓) of them is better. */
-function describe(measures: Measures, fps: number | undefined): string {
+function describe(measures: Measures, fps: number): string {
   const { frames, width, height, motion, similarity, sceneCuts, flicker, clip } = measures;
-  const rate = fps === undefined ? "" : `, ${fps} a second`;
-  const rows: Row[] = [["frames", `${frames} of ${width}x${height}${rate}`]];
+  const rows: Row[] = [["frames", `${frames} of ${width}x${height}, ${significant(fps)} a second`]];
   if (motion) {
     const { opticalFlowScore, warpError, mawe, visible } = motion;
     rows.push(
