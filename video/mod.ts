@@ -5,10 +5,22 @@
  */
 
 export type { Clip, ClipStep } from "./clip.ts";
+export type { CameraOptions } from "./camera.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
+export { deflicker } from "./deflicker.ts";
 export type { Frame } from "./frame.ts";
 export type { GenerationOptions } from "./generation.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
+export {
+  type KeyFrame,
+  type MotionPath,
+  motionText,
+  type Move,
+  type MoveKind,
+  parseMotion,
+} from "./motion.ts";
+export type { Affine } from "./motion_field.ts";
+export { motionAt } from "./motion_path.ts";
 export type { VideoQuality } from "./mp4.ts";
 export { readPicture } from "./picture.ts";
 export { linearColours, previewFrames, type PreviewKind } from "./preview.ts";

@@ -13,6 +13,7 @@ import { parseModelReference } from "../../models/hub.ts";
 import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
 import type { Clip } from "../clip.ts";
+import { deflicker } from "../deflicker.ts";
 import type { Frame } from "../frame.ts";
 import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
@@ -147,7 +148,8 @@ async function make(
   io: CommandIo,
   say: (text: string) => void,
 ): Promise<void> {
-  const { prompt, targets, fps, overwrite } = request;
+  const { prompt, targets, overwrite } = request;
+  const fps = request.fps * (request.options.double ? 2 : 1);
   const { signal } = io;
   const start = performance.now();
   const toClip = request.kind === "video" ? textToVideo : textToImage;
@@ -156,14 +158,16 @@ async function make(
     ...clip.settings,
     ...origin,
     ...request.pictures,
-    fps,
+    fps: request.fps,
+    ...(request.deflicker && { deflicker: true }),
   };
   say(`"${prompt}", ${describe(clip)}`);
   const preview = await openPreview(request, sd, flags, io);
   const work = tracked(watch(clip, preview, flags, io));
   let outputs: WrittenVideo[];
   try {
-    outputs = await writeVideos(work.frames, targets, { fps, settings, overwrite, signal });
+    const frames = request.deflicker ? deflicker(work.frames) : work.frames;
+    outputs = await writeVideos(frames, targets, { fps, settings, overwrite, signal });
   } catch (error) {
     if (!(error instanceof MemoryError)) throw error;
     const least = await memoryNeeded(

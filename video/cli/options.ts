@@ -7,6 +7,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
+import { parseMotion } from "../motion.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
 export interface GenerateFlags {
@@ -106,8 +107,14 @@ export interface GenerateFlags {
   rows?: number;
   /** Whether frames attend to the first one; absent in `image`. */
   crossFrame?: boolean;
-  /** Whether frames are moved; absent in `image`. */
-  motion?: boolean;
+  /** What the camera does; false if nothing. */
+  motion?: string | false;
+  /** Whether it moves by parts of latent cells. */
+  subCell?: boolean;
+  /** Make a frame between every two. */
+  double?: boolean;
+  /** Take flicker of brightness and colour away. */
+  deflicker?: boolean;
 }
 
 /** A LoRA, in the words of the command line. */
@@ -223,6 +230,16 @@ function schedulerName(text: string): string {
 }
 
 const collect = (text: string, before: string[] = []): string[] => [...before, text];
+
+/** What the camera does, in words. */
+function motionSentence(text: string): string {
+  try {
+    parseMotion(text);
+    return text;
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+}
 
 /** Adds what every command that makes pictures understands. */
 function addSharedOptions(command: Command): Command {
@@ -368,6 +385,17 @@ export function addVideoOptions(command: Command): Command {
     )
     .option("--frames-dir <folder>", "also write every frame as a PNG file")
     .option("--no-cross-frame", "let every frame attend to itself only")
+    .option(
+      "--motion <sentence>",
+      'what the camera does instead: "pan X Y", "zoom F" or "rotate D" a frame, "orbit R", ' +
+        '"shake A", "still"; with ease, ping-pong or once behind; joined by ; and with key ' +
+        'frames as in "0: pan 12 0; 12: zoom 1.02 ease"',
+      motionSentence,
+    )
     .option("--no-motion", "do not move the frames")
+    .option("--sub-cell", "move by parts of latent cells, too (default: with --motion)")
+    .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
+    .option("--double", "make a frame between every two, and show twice as many a second")
+    .option("--deflicker", "take flicker of brightness and colour out of the frames")
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

@@ -56,8 +56,10 @@ export interface Request {
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
   readonly weights?: "q8";
-  /** Frames a second. */
+  /** Frames a second, those between others not counted. */
   readonly fps: number;
+  /** Whether flicker is taken out of the frames. */
+  readonly deflicker: boolean;
   /** Files and folders to write, checked; at least one. */
   readonly targets: string[];
   /** Whether they may be there already. */
@@ -124,7 +126,10 @@ const STORED = {
   t0: "number",
   t1: "number",
   crossFrame: "boolean",
-  motion: "boolean",
+  motion: "boolean or string",
+  subCell: "boolean",
+  double: "boolean",
+  deflicker: "boolean",
   compat: "string",
   model: "string",
   variant: "string",
@@ -156,6 +161,7 @@ interface Stored
   dtype?: DtypeChoice;
   weights?: "q8";
   fps?: number;
+  deflicker?: boolean;
 }
 
 /**
@@ -170,7 +176,7 @@ export async function readRequest(
   flags: GenerateFlags,
 ): Promise<Request> {
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
-  const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
+  const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...made } = others;
   const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
   const demo = flags.demo ? DEMO : undefined;
@@ -189,6 +195,17 @@ export async function readRequest(
   if (given.steps !== undefined) {
     delete base.t0;
     delete base.t1;
+  }
+  const steady = given.motionFieldStrengthX !== undefined ||
+    given.motionFieldStrengthY !== undefined;
+  if (steady && typeof base.motion === "string") {
+    delete base.motion;
+    delete base.subCell;
+  }
+  if (typeof given.motion === "string") {
+    delete base.motionFieldStrengthX;
+    delete base.motionFieldStrengthY;
+    delete base.subCell;
   }
   const options = { ...base, ...given };
   if (options.seed === -1) options.seed = crypto.getRandomValues(new Uint32Array(1))[0];
@@ -221,6 +238,7 @@ export async function readRequest(
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
+    deflicker: flags.deflicker ?? deflicker ?? false,
     targets,
     overwrite,
   };
@@ -287,7 +305,9 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     rows: flags.rows,
     // The parser says true where nobody said no.
     crossFrame: flags.crossFrame === false ? false : undefined,
-    motion: flags.motion === false ? false : undefined,
+    motion: flags.motion,
+    subCell: flags.subCell,
+    double: flags.double,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 }
@@ -301,7 +321,8 @@ async function readStored(file: string): Promise<Stored> {
   const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
   for (const [name, type] of entries) {
     const value = settings[name];
-    const right = typeof value === type && (type !== "object" || Array.isArray(value));
+    const right = type.split(" or ").includes(typeof value) &&
+      (type !== "object" || Array.isArray(value));
     if (right && (name !== "loras" || areLoras(value))) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
