@@ -6,7 +6,9 @@
 
 export type { Clip, ClipStep } from "./clip.ts";
 export * from "./conditions/mod.ts";
+export type { CameraOptions } from "./camera.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
+export { deflicker } from "./deflicker.ts";
 export type { Frame } from "./frame.ts";
 export type { FrameAttentionChoice } from "./frame_attention.ts";
 export type { GenerationOptions } from "./generation.ts";
@@ -26,6 +28,16 @@ export { plotMeasures, type PlotOptions } from "./metrics/plot.ts";
 export { type SceneCuts, sceneCuts } from "./metrics/scene_cuts.ts";
 export { compareClips, psnr, type Similarity, similarity, ssim } from "./metrics/similarity.ts";
 export { type WarpErrors, warpErrors, type WarpOptions } from "./metrics/warp.ts";
+export {
+  type KeyFrame,
+  type MotionPath,
+  motionText,
+  type Move,
+  type MoveKind,
+  parseMotion,
+} from "./motion.ts";
+export type { Affine } from "./motion_field.ts";
+export { motionAt } from "./motion_path.ts";
 export type { VideoQuality } from "./mp4.ts";
 export {
   extendFrames,

@@ -4,7 +4,7 @@
  *
  * 1. The first frame is denoised from x_T down to the timesteps T1 and T0 (T′ and T′−Δt).
  * 2. Motion in the latent codes (§3.2): the other frames begin as translations of the first
- *    frame's latents at T0 ({@link warpLatents}), and are noised up to T1 again, which gives their
+ *    frame's latents at T0 ({@link Camera}), and are noised up to T1 again, which gives their
  *    objects freedom to move.
  * 3. Cross-frame attention (§3.3): from T1 all frames are denoised together; in every
  *    self-attention layer each frame attends to the first one ({@link GuidedUNet}).
@@ -23,10 +23,17 @@ import { sameShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, linearCombination, narrow } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
-import { forwardAlphaProduct, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
+import {
+  alphasCumprod,
+  forwardAlphaProduct,
+  type Scheduler,
+  type SchedulerConfig,
+} from "../schedulers/mod.ts";
+import { type Camera, cameraOf, type CameraOptions } from "./camera.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import { checkFrame, type Frame } from "./frame.ts";
 import { type FrameAttentionChoice, lookBackOf } from "./frame_attention.ts";
+import { noiseWithMiddles, withMiddles } from "./frame_rate.ts";
 import {
   checkNumber,
   denoise,
@@ -41,14 +48,13 @@ import {
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts";
-import { type Motion, warpLatents } from "./motion_field.ts";
 import { type NoiseOrder, noiseSource, type NormalSource } from "./noise.ts";
 import { type ChangingText, courseOf } from "./prompt_travel.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
 
 /** Options of {@link textToVideo}. */
-export interface TextToVideoOptions extends GenerationOptions, ChangingText {
+export interface TextToVideoOptions extends GenerationOptions, CameraOptions, ChangingText {
   /**
    * The first frame, instead of what the prompt alone would make; it covers the size and is cropped
    * in the middle. Needs the scheduler `"ddim"`.
@@ -58,10 +64,11 @@ export interface TextToVideoOptions extends GenerationOptions, ChangingText {
   frames?: number;
   /** Frame numbers, the first of which is the anchor. Default 0 … frames − 1. */
   frameIds?: readonly number[];
-  /** Motion of the camera to the right, in 512ths of the width a frame. Default: the model's, or 12. */
-  motionFieldStrengthX?: number;
-  /** Motion of the camera downwards, in 512ths of the height a frame. Default: as above. */
-  motionFieldStrengthY?: number;
+  /**
+   * Whether a frame is made between every two, at half of the motion and with noise between theirs:
+   * 2·frames − 1 in all. Default false.
+   */
+  double?: boolean;
   /** Steps that lie below T0, the one at T0 not counted. Default: 44 of 50. */
   t0?: number;
   /** Steps that lie below T1; `t0 < t1 < steps`. Default: 47 of 50. */
@@ -72,8 +79,6 @@ export interface TextToVideoOptions extends GenerationOptions, ChangingText {
   attention?: FrameAttentionChoice;
   /** Frames of `attention: "window"`, the frame itself included. Default 2. */
   attentionWindow?: number;
-  /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
-  motion?: boolean;
   /**
    * Rows of the UNet computed at once: more are faster on a large GPU and take more memory. With
    * guidance a frame has two. Default: up to 8, as many as can be bound and fit the memory budget.
@@ -117,8 +122,7 @@ interface Segments {
 }
 
 interface VideoSettings {
-  readonly motion: Motion;
-  readonly useMotion: boolean;
+  readonly camera: Camera;
   readonly t0: number;
   readonly t1: number;
   readonly frameIds: readonly number[];
@@ -139,33 +143,41 @@ export function textToVideo(
   const settled = settle(sd, prompt, options);
   const { defaults, factor, device, unet } = sd;
   checkInput(unet.config);
-  const frameIds = framesFrom(options);
+  const { double = false } = options;
+  const wholeIds = framesFrom(options);
+  const frameIds = double ? withMiddles(wholeIds) : wholeIds;
   const scheduler = schedulerFor(sd, settled);
   const { t0, t1 } = jumpFrom(scheduler, options, defaults);
-  const motion = {
-    x: checkNumber("motionFieldStrengthX", options.motionFieldStrengthX ?? defaults.motionX),
-    y: checkNumber("motionFieldStrengthY", options.motionFieldStrengthY ?? defaults.motionY),
-  };
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
-  const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
+  const { crossFrame = true, compat = "framezero", signal } = options;
   const { attention = "first", attentionWindow = 2 } = options;
   checkNumber("attentionWindow", attentionWindow, { least: 1, whole: true });
   const lookBack = lookBackOf(attention, attentionWindow);
   const course = courseOf(settled, options, frameIds);
   const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
-  const video = { motion, useMotion, t0, t1, frameIds, latentShape };
+  const camera = cameraOf(options, defaults, { frameIds, seed, latentShape });
+  if (double && compat !== "framezero") {
+    throw new InputError(
+      "double needs frames whose noise is their own, and compat " +
+        `"${compat}" draws it for all at once; leave one of them out`,
+    );
+  }
+  const video = { camera, t0, t1, frameIds, latentShape };
   checkGiven("latents", options.latents, latentShape);
   checkGiven("noise", options.noise, [frameIds.length - 1, ...latentShape.slice(1)]);
   if (compat === "original") checkOriginal(settled);
-  const noise = noiseSource(compat, { seed, frameIds, generator: options.generator });
+  const noise = double
+    ? noiseWithMiddles(seed, wholeIds)
+    : noiseSource(compat, { seed, frameIds, generator: options.generator });
   // diffusers has one history: that of the first frame, which the others go on from.
   const several = frameIds.length > 1 && compat === "framezero";
   const others = several ? schedulerFor(sd, settled) : undefined;
   const warnings = [
     ...samplerWarnings(settled, scheduler),
     ...videoWarnings(settled, scheduler, frameIds.length, compat),
+    ...camera.warnings,
   ];
   const { image } = options;
   if (image) {
@@ -230,9 +242,8 @@ export function textToVideo(
     settings: {
       prompt,
       ...rest,
-      frameIds,
-      motionFieldStrengthX: motion.x,
-      motionFieldStrengthY: motion.y,
+      frameIds: wholeIds,
+      double,
       t0,
       t1,
       crossFrame,
@@ -240,7 +251,7 @@ export function textToVideo(
       ...(attention === "window" && { attentionWindow }),
       ...(options.prompts && { prompts: options.prompts }),
       ...(options.guidanceScales && { guidanceScales: options.guidanceScales }),
-      motion: useMotion,
+      ...camera.settings,
       compat,
       ...modelSettings(sd),
     },
@@ -323,7 +334,7 @@ function startFrames(
   options: TextToVideoOptions,
 ): Tensor {
   const { device } = first;
-  const { frameIds, motion, useMotion, latentShape, t1ToT0, fromT1 } = video;
+  const { frameIds, camera, latentShape, t1ToT0, fromT1 } = video;
   const see = options.onIntermediate ?? (() => {});
   const others = frameIds.length - 1;
   if (others === 0) return device.scope(() => linearCombination([1], [first])).keep();
@@ -338,13 +349,14 @@ function startFrames(
     ? jumpBetween(scheduler.space, levels[at + t1ToT0.length], levels[at])
     : forwardJump(scheduler, T0, T1);
   if (jump.alphaProduct !== null) see("alpha_prod", [jump.alphaProduct]);
+  const level = noiseLevel(scheduler, T0, at + t1ToT0.length);
   return device.scope(() => {
     const all = device.empty([frameIds.length, ...latentShape.slice(1)]);
     assign(all, first, 0);
     const warped = device.empty(shape);
     for (let k = 1; k <= others; k++) {
       device.scope(() => {
-        const moved = useMotion ? warpLatents(atT0, frameIds[k], motion) : atT0;
+        const moved = camera.move(atT0, frameIds[k], level);
         assign(warped, moved, (k - 1) * moved.size);
       });
     }
@@ -384,6 +396,13 @@ function jumpBetween(space: Scheduler["space"], atT0: number, atT1: number): Jum
   }
   const A = (1 + atT0 ** 2) / (1 + atT1 ** 2);
   return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
+}
+
+/** Standard deviation of the noise in latents that are at a timestep: √(1−ᾱ), or σ. */
+function noiseLevel({ config, sigmas, space }: Scheduler, timestep: number, place: number): number {
+  if (!sigmas) return Math.sqrt(1 - alphasCumprod(config as Partial<SchedulerConfig>)[timestep]);
+  const sigma = sigmas[place];
+  return space === "sigma" ? sigma : sigma / Math.sqrt(1 + sigma ** 2);
 }
 
 /** Places in the timesteps where a step begins. */

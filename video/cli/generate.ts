@@ -13,6 +13,7 @@ import { parseModelReference } from "../../models/hub.ts";
 import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
 import type { Clip } from "../clip.ts";
+import { deflicker } from "../deflicker.ts";
 import type { Frame } from "../frame.ts";
 import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
@@ -163,7 +164,8 @@ async function make(
   say: (text: string) => void,
 ): Promise<void> {
   const { prompt, targets, overwrite } = request;
-  const fps = request.fps ?? input?.fps ?? DEFAULT_FPS;
+  const shown = request.fps ?? input?.fps ?? DEFAULT_FPS;
+  const fps = shown * (request.options.double ? 2 : 1);
   const { signal } = io;
   const start = performance.now();
   const toClip = clipMaker(request, input);
@@ -173,14 +175,16 @@ async function make(
     ...origin,
     ...request.pictures,
     ...input?.names,
-    fps,
+    fps: shown,
+    ...(request.deflicker && { deflicker: true }),
   };
   say(`"${prompt}", ${describe(clip)}`);
   const preview = await openPreview({ ...request, fps }, sd, flags, io);
   const work = tracked(watch(clip, preview, flags, io));
   let outputs: WrittenVideo[];
   try {
-    outputs = await writeVideos(work.frames, targets, { fps, settings, overwrite, signal });
+    const frames = request.deflicker ? deflicker(work.frames) : work.frames;
+    outputs = await writeVideos(frames, targets, { fps, settings, overwrite, signal });
   } catch (error) {
     if (!(error instanceof MemoryError)) throw error;
     const least = await memoryNeeded(

@@ -9,6 +9,7 @@ import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.ts";
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
+import { parseMotion } from "../motion.ts";
 
 /** Options of the commands that make pictures, as the parser gives them. */
 export interface GenerateFlags {
@@ -116,8 +117,6 @@ export interface GenerateFlags {
   promptAt?: AtFrames<string>;
   /** Guidance of later frames. */
   guidanceAt?: AtFrames<number>;
-  /** Whether frames are moved; absent in `image`. */
-  motion?: boolean;
   /** Frames of a chunk, as the original code has them. */
   chunkSize?: number;
   /** Video to change. */
@@ -134,6 +133,14 @@ export interface GenerateFlags {
   imageGuidance?: number;
   /** Draw noise for every frame. */
   independentNoise?: boolean;
+  /** What the camera does; false if nothing. */
+  motion?: string | false;
+  /** Whether it moves by parts of latent cells. */
+  subCell?: boolean;
+  /** Make a frame between every two. */
+  double?: boolean;
+  /** Take flicker of brightness and colour away. */
+  deflicker?: boolean;
 }
 
 /** A LoRA, in the words of the command line. */
@@ -265,6 +272,16 @@ function atFrames<T>(
 }
 
 const collect = (text: string, before: string[] = []): string[] => [...before, text];
+
+/** What the camera does, in words. */
+function motionSentence(text: string): string {
+  try {
+    parseMotion(text);
+    return text;
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+}
 
 /** Adds what every command that makes pictures understands. */
 export function addSharedOptions(command: Command): Command {
@@ -444,6 +461,17 @@ export function addVideoOptions(command: Command): Command {
       "another guidance from that frame on, reached gradually; can be repeated",
       atFrames(number({ least: 0 })),
     )
+    .option(
+      "--motion <sentence>",
+      'what the camera does instead: "pan X Y", "zoom F" or "rotate D" a frame, "orbit R", ' +
+        '"shake A", "still"; with ease, ping-pong or once behind; joined by ; and with key ' +
+        'frames as in "0: pan 12 0; 12: zoom 1.02 ease"',
+      motionSentence,
+    )
     .option("--no-motion", "do not move the frames")
+    .option("--sub-cell", "move by parts of latent cells, too (default: with --motion)")
+    .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
+    .option("--double", "make a frame between every two, and show twice as many a second")
+    .option("--deflicker", "take flicker of brightness and colour out of the frames")
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

@@ -67,6 +67,8 @@ export interface Request {
   readonly chunkSize?: number;
   /** Frames a second; absent where those of the video decide. */
   readonly fps?: number;
+  /** Whether flicker is taken out of the frames. */
+  readonly deflicker: boolean;
   /** Files and folders to write, checked; at least one. */
   readonly targets: string[];
   /** Whether they may be there already. */
@@ -140,7 +142,10 @@ const STORED = {
   attentionWindow: "number",
   prompts: "map",
   guidanceScales: "map",
-  motion: "boolean",
+  motion: "boolean or string",
+  subCell: "boolean",
+  double: "boolean",
+  deflicker: "boolean",
   compat: "string",
   chunkSize: "number",
   video: "string",
@@ -181,6 +186,7 @@ interface Stored
   weights?: "q8";
   fps?: number;
   chunkSize?: number;
+  deflicker?: boolean;
 }
 
 /**
@@ -195,7 +201,7 @@ export async function readRequest(
   flags: GenerateFlags,
 ): Promise<Request> {
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
-  const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
+  const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...made } = others;
   const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
   const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
@@ -233,6 +239,17 @@ export async function readRequest(
     delete base.height;
   }
   const chunkSize = kind === "image" ? undefined : flags.chunkSize ?? chunks;
+  const steady = given.motionFieldStrengthX !== undefined ||
+    given.motionFieldStrengthY !== undefined;
+  if (steady && typeof base.motion === "string") {
+    delete base.motion;
+    delete base.subCell;
+  }
+  if (typeof given.motion === "string") {
+    delete base.motionFieldStrengthX;
+    delete base.motionFieldStrengthY;
+    delete base.subCell;
+  }
   const options = { ...base, ...given };
   if (chunkSize !== undefined) {
     options.compat = "original";
@@ -278,6 +295,7 @@ export async function readRequest(
     video,
     chunkSize,
     fps: flags.fps ?? (anew ? undefined : fps) ?? demo?.fps,
+    deflicker: flags.deflicker ?? deflicker ?? false,
     targets,
     overwrite,
   };
@@ -350,7 +368,9 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     guidanceScales: flags.guidanceAt,
     // The parser says true where nobody said no.
     crossFrame: flags.crossFrame === false ? false : undefined,
-    motion: flags.motion === false ? false : undefined,
+    motion: flags.motion,
+    subCell: flags.subCell,
+    double: flags.double,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 }
@@ -364,9 +384,9 @@ async function readStored(file: string): Promise<Stored> {
   const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
   for (const [name, type] of entries) {
     const value = settings[name];
-    const kind = type === "object" || type === "map" ? "object" : type;
-    const right = typeof value === kind &&
-      (kind !== "object" || (type === "map") !== Array.isArray(value));
+    const types = type === "map" ? ["object"] : type.split(" or ");
+    const right = types.includes(typeof value) &&
+      (typeof value !== "object" || (type === "map") !== Array.isArray(value));
     if (right && (name !== "loras" || areLoras(value))) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
