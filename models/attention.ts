@@ -11,7 +11,7 @@
 
 import { ShapeError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { add, attention, type AttentionMode, geglu, slice } from "../kernels/mod.ts";
+import { add, attention, type AttentionMode, geglu, narrow, slice } from "../kernels/mod.ts";
 import { type Layer, linear, norm, tokenNorm } from "./layers.ts";
 import { matchTokens, type TokenMerging } from "./token_merging.ts";
 import type { Weights } from "./weights.ts";
@@ -34,6 +34,20 @@ export function disposeCache(cache: KeyValueCache): void {
     value.dispose();
   }
   cache.clear();
+}
+
+/** The rows of a cache as caches of their own; the cache itself stays. */
+export function splitRows(cache: KeyValueCache, rows: number): KeyValueCache[] {
+  const part = (tensor: Tensor, row: number) =>
+    tensor.device.scope(() => narrow(tensor, 0, row, 1)).keep();
+  return Array.from(
+    { length: rows },
+    (_, row) =>
+      new Map(Array.from(cache, ([path, { key, value }]) => [
+        path,
+        { key: part(key, row), value: part(value, row) },
+      ])),
+  );
 }
 
 /** How self-attention treats the rows of a batch laid out `(guidance, frame)`. */

@@ -12,6 +12,10 @@
  * the outermost layers, with the deep features of the last whole step (DeepCache; the anchor's and
  * every guidance row's are its own). Whole and outer steps are plans of their own.
  *
+ * ControlNets (`control_branch.ts`) are evaluated in the same plans, before the UNet. An outer step
+ * takes in the residual of the outermost layer alone; the others are in the deep features. Where
+ * another set of nets begins to act, a whole step is made, and plans are recorded anew.
+ *
  * @module
  */
 
@@ -22,9 +26,15 @@ import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
 import { add, assign, concat, div, linearCombination, mul, narrow, std } from "../kernels/mod.ts";
-import { disposeCache, type FrameAttention, type KeyValueCache } from "../models/attention.ts";
+import {
+  disposeCache,
+  type FrameAttention,
+  type KeyValueCache,
+  splitRows,
+} from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
+import { ControlBranch, type ControlSettings } from "./control_branch.ts";
 
 /** Settings of a {@link GuidedUNet}. */
 export interface GuidedUNetOptions {
@@ -40,6 +50,8 @@ export interface GuidedUNetOptions {
   readonly merge?: number;
   /** Steps from one that computes everything to the next. Default 1. */
   readonly reuse?: number;
+  /** ControlNets, and their maps. */
+  readonly control?: ControlSettings;
   /** Frees memory that this device can do without for now; tells whether it did. */
   readonly relieve?: () => boolean;
 }
@@ -65,6 +77,8 @@ interface Group {
   readonly timestep: Tensor;
   /** Deep features of each pass, made or used; none if they are never used again. */
   readonly deep: readonly Tensor[];
+  /** Embedded maps of the ControlNets that act. */
+  readonly maps: readonly Tensor[];
   readonly plan: Plan<Tensor>;
 }
 
@@ -73,6 +87,7 @@ export class GuidedUNet implements Disposable {
   readonly #unet: UNet2DConditionModel;
   readonly #cells: readonly [number, number];
   readonly #options: GuidedUNetOptions;
+  readonly #control: ControlBranch | undefined;
   #passes: readonly Pass[];
   /** Frames of a group. */
   #frames: number;
@@ -104,6 +119,13 @@ export class GuidedUNet implements Disposable {
       anchors: noAnchors(),
     }];
     this.#cells = cells;
+    try {
+      this.#control = options.control &&
+        new ControlBranch(options.control, hiddenStates, cells, this.#arena);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
     if (options.merge) {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
@@ -128,6 +150,8 @@ export class GuidedUNet implements Disposable {
    * @param step Number of the step in a run over the same frames, from 0 on: decides whether deep
    * features are used again.
    * @param afterGroup Awaited after each group: lets the caller breathe, and cancel.
+   * @param place Place of the timestep in the whole schedule, from 0 on: decides which ControlNets
+   * act.
    * @returns `[frames, C, h, w]` in f32, to be disposed of by the caller.
    */
   async predict(
@@ -135,12 +159,17 @@ export class GuidedUNet implements Disposable {
     timestep: number,
     step: number,
     afterGroup: () => Promise<void>,
+    place: number = step,
   ): Promise<Tensor> {
     const { device } = this.#unet;
     const { crossFrame, reuse = 1 } = this.#options;
     const [frames, ...one] = x.shape;
     this.#drawDestinations(timestep);
     let depth: Depth = step % reuse === 0 ? "whole" : "outer";
+    if (this.#control?.activate(place)) {
+      this.#forget();
+      depth = "whole";
+    }
     const output = device.empty([frames, ...this.#outputShape(one)]).keep();
     try {
       for (let first = 0; first < frames;) {
@@ -150,6 +179,7 @@ export class GuidedUNet implements Disposable {
         if (first === 0 && depth === "whole") this.#dropFeatures();
         const fitting = this.#fit(count, () => {
           const group = this.#group([count, ...one], isAnchor, depth);
+          this.#control?.fill(group.maps, first, count);
           return { group, kept: this.#featuresOf(first, group) };
         });
         if (!fitting) {
@@ -193,7 +223,8 @@ export class GuidedUNet implements Disposable {
       return make();
     } catch (error) {
       if (!(error instanceof MemoryError)) throw error;
-      if (!this.#options.relieve?.() && !this.#shrink(frames)) throw error;
+      const relieved = this.#control?.relieve() || this.#options.relieve?.();
+      if (!relieved && !this.#shrink(frames)) throw error;
       return null;
     }
   }
@@ -230,17 +261,10 @@ export class GuidedUNet implements Disposable {
   /** From now on guidance rows are evaluated one after the other. */
   #separate(): void {
     const [{ rows, text }] = this.#passes;
-    const part = (tensor: Tensor, row: number) =>
-      this.device.scope(() => narrow(tensor, 0, row, 1)).keep();
-    this.#passes = Array.from({ length: rows }, (_, row) => ({
-      rows: 1,
-      text: new Map([...text].map(([path, { key, value }]) => [
-        path,
-        { key: part(key, row), value: part(value, row) },
-      ])),
-      anchors: noAnchors(),
-    }));
+    this.#passes = splitRows(text, rows)
+      .map((row) => ({ rows: 1, text: row, anchors: noAnchors() }));
     disposeCache(text);
+    this.#control?.separate(rows);
   }
 
   #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
@@ -250,8 +274,10 @@ export class GuidedUNet implements Disposable {
     const sample = device.empty(shape).keep();
     const timestep = device.empty([1]).keep();
     const deep: Tensor[] = [];
+    const maps: Tensor[] = [];
     const merge = this.#merging;
     try {
+      maps.push(...this.#control?.inputs(frames, cells) ?? []);
       for (const { rows } of reuse > 1 ? this.#passes : []) {
         const extents = [rows * frames, config.blockOutChannels[0], ...cells];
         deep.push(device.empty(extents, dtype).keep());
@@ -263,10 +289,22 @@ export class GuidedUNet implements Disposable {
           const attention: FrameAttention = crossFrame
             ? { mode: "first", frames, anchor, merge }
             : { mode: "self", frames: 1, merge };
-          const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
-          const all = this.#unet.forward(input, timestep, text, {
-            frames: attention,
-            deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
+          const all = device.scope(() => {
+            const input = rows > 1 ? concat(Array<Tensor>(rows).fill(sample), 0) : sample;
+            const outer = depth === "outer";
+            return this.#unet.forward(input, timestep, text, {
+              frames: attention,
+              deep: deep.length ? { feature: deep[i], known: outer } : undefined,
+              control: this.#control?.residuals({
+                pass: i,
+                sample,
+                input,
+                timestep,
+                embedded: maps,
+                isAnchor,
+                outer,
+              }),
+            });
           });
           return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
         });
@@ -274,9 +312,9 @@ export class GuidedUNet implements Disposable {
         const guided = linearCombination([1 - guidanceScale, guidanceScale], noise);
         return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
       }, this.#arena);
-      return { sample, timestep, deep, plan };
+      return { sample, timestep, deep, maps, plan };
     } catch (error) {
-      for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
+      for (const tensor of [sample, timestep, ...deep, ...maps]) tensor.dispose();
       throw error;
     }
   }
@@ -287,12 +325,13 @@ export class GuidedUNet implements Disposable {
   }
 
   #forget(): void {
-    for (const { sample, timestep, deep, plan } of this.#groups.values()) {
+    for (const { sample, timestep, deep, maps, plan } of this.#groups.values()) {
       plan.dispose();
-      for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
+      for (const tensor of [sample, timestep, ...deep, ...maps]) tensor.dispose();
     }
     this.#groups.clear();
     this.#dropFeatures();
+    this.#control?.forget();
     for (const { anchors } of this.#passes) {
       disposeCache(anchors.whole);
       disposeCache(anchors.outer);
@@ -303,6 +342,7 @@ export class GuidedUNet implements Disposable {
   dispose(): void {
     this.#forget();
     for (const { text } of this.#passes) disposeCache(text);
+    this.#control?.dispose();
     this.#merging?.order.dispose();
   }
 

@@ -6,6 +6,7 @@
 
 export type { Clip, ClipStep } from "./clip.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
+export type { ControlAttention, ControlOptions } from "./controlled_video.ts";
 export type { Frame } from "./frame.ts";
 export type { GenerationOptions } from "./generation.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";

@@ -66,7 +66,7 @@ export function videoWarnings(
   { scheduler: name, eta }: Settled,
   scheduler: Scheduler,
   frames: number,
-  compat: "framezero" | "diffusers",
+  compat: "framezero" | "diffusers" | "original",
 ): string[] {
   if (frames === 1) return [];
   const warnings: string[] = [];

@@ -12,6 +12,9 @@
  * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
  * 3 the first frame stays on that way: it is the picture, and the others attend to it.
  *
+ * With controls there is no motion unless it is asked for: {@link denoiseControlled} takes the place
+ * of steps 1 to 3.
+ *
  * Where paper, original code and diffusers disagree, diffusers' pipeline is followed; with its
  * initial latents and noise the results agree to numeric tolerance.
  *
@@ -26,6 +29,14 @@ import { assign, linearCombination } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { forwardAlphaProduct, type Scheduler, type SchedulerConfig } from "../schedulers/mod.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
+import {
+  type ControlAttention,
+  type ControlOptions,
+  controlSettings,
+  denoiseControlled,
+  readControls,
+  settleControls,
+} from "./controlled_video.ts";
 import { checkFrame, type Frame } from "./frame.ts";
 import {
   checkNumber,
@@ -65,8 +76,15 @@ export interface TextToVideoOptions extends GenerationOptions {
   t1?: number;
   /** Whether frames attend to the first frame. Default true; false is an ablation. */
   crossFrame?: boolean;
-  /** Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. */
+  /**
+   * Whether frames are moved. Default true; false keeps every frame's own noise, unmoved. With
+   * controls default false: then all frames begin with the same noise, and t0 and t1 say nothing.
+   */
   motion?: boolean;
+  /** ControlNets, with a map for every frame. Default: none. */
+  controls?: readonly ControlOptions[];
+  /** Where frames attend to the first one, with controls. Default `"unet+controlnet"`. */
+  controlAttention?: ControlAttention;
   /**
    * Rows of the UNet computed at once: more are faster on a large GPU and take more memory. With
    * guidance a frame has two. Default: up to 8, as many as can be bound and fit the memory budget.
@@ -75,9 +93,10 @@ export interface TextToVideoOptions extends GenerationOptions {
   /**
    * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
    * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
-   * order of diffusers' pipeline.
+   * order of diffusers' pipeline. `"original"`: ControlNets act as with the authors' code, whose
+   * diffusers 0.14 added their last residual to the input of the UNet's middle besides.
    */
-  compat?: "framezero" | "diffusers";
+  compat?: "framezero" | "diffusers" | "original";
   /** x_T of the first frame, `[1, 4, h, w]`, instead of drawing it. */
   latents?: Tensor;
   /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
@@ -140,7 +159,10 @@ export function textToVideo(
   };
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
-  const { crossFrame = true, motion: useMotion = true, compat = "framezero", signal } = options;
+  const controls = settleControls(sd, options.controls);
+  const { crossFrame = true, compat = "framezero", signal } = options;
+  const { motion: useMotion = !controls.length, controlAttention = "unet+controlnet" } = options;
+  const alike = controls.length > 0 && !useMotion;
   const { width, height, guidanceScale, guidanceRescale, eta, seed, merge, reuse } = settled;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const video = { motion, useMotion, t0, t1, frameIds, latentShape };
@@ -157,6 +179,14 @@ export function textToVideo(
     ...videoWarnings(settled, scheduler, frameIds.length, compat),
   ];
   const { image } = options;
+  if (alike && (image || options.noise)) {
+    throw new InputError(
+      `${
+        image ? "a start image" : "noise"
+      } is for clips with motion; with controls, ask for that ` +
+        "(motion: true), or leave it out",
+    );
+  }
   if (image) {
     checkFrame(image, 0, undefined);
     checkInvertible(settled);
@@ -168,6 +198,9 @@ export function textToVideo(
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
+    const size = { width, height };
+    const counted = !options.frameIds;
+    const nets = await readControls(controls, { frameIds, counted, size, signal });
     const text = await encodePrompts(sd, settled, warnings);
     options.onIntermediate?.("prompt_embeds", text);
     const [, , ...cells] = latentShape;
@@ -185,11 +218,18 @@ export function textToVideo(
         rows,
         merge,
         reuse,
+        control: nets.length === 0 ? undefined : {
+          nets,
+          steps: scheduler.timesteps.length,
+          crossFrame: crossFrame && controlAttention === "unet+controlnet",
+          intoMiddle: compat === "original",
+        },
         relieve,
       });
       owned.push(guided);
       text.dispose();
       const sampler = { unet: guided, scheduler, others, noise, eta, signal };
+      if (alike) return yield* denoiseControlled(sampler, video, options.latents);
       return yield* picture
         ? followPicture(sampler, picture, video, options)
         : algorithm1(sampler, video, options);
@@ -215,11 +255,11 @@ export function textToVideo(
       frameIds,
       motionFieldStrengthX: motion.x,
       motionFieldStrengthY: motion.y,
-      t0,
-      t1,
+      ...(!alike && { t0, t1 }),
       crossFrame,
       motion: useMotion,
       compat,
+      ...controlSettings(controls, controlAttention),
       ...modelSettings(sd),
     },
     denoise: make(),
@@ -249,14 +289,16 @@ async function* algorithm1(
     see("timesteps_0", toT1);
     const atT1 = yield* denoise(sampler, xT, toT1, { phase: "anchor", before: 0, total });
     see("x_1_t1", atT1);
-    let before = toT1.length;
-    if (alone) return yield* denoise(sampler, atT1, fromT1, { phase: "frames", before, total });
+    const place = toT1.length;
+    let before = place;
+    const progress = { phase: "frames", before, total, place } as const;
+    if (alone) return yield* denoise(sampler, atT1, fromT1, progress);
     owned.push(atT1);
     const history = scheduler.snapshot();
     owned.push({ [Symbol.dispose]: () => history.dispose() });
     see("timesteps_1", t1ToT0);
     const copy = linearCombination([1], [atT1]).keep();
-    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total });
+    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total, place });
     owned.push(atT0);
     see("x_1_t0", atT0);
 
@@ -268,7 +310,7 @@ async function* algorithm1(
     scheduler.restore(history);
     see("timesteps_2", fromT1);
     before += t1ToT0.length;
-    return yield* denoise({ ...sampler, others }, x, fromT1, { phase: "frames", before, total });
+    return yield* denoise({ ...sampler, others }, x, fromT1, { ...progress, before });
   } finally {
     for (const item of owned) item[Symbol.dispose]();
   }
@@ -288,7 +330,8 @@ async function* followPicture(
   const x = startFrames(sampler, atT1, atT0, { ...video, ...parts }, options);
   const before = fromT1.length;
   const afterStep = (latents: Tensor, i: number) => picture.pin(latents, fromT1[i + 1]);
-  const progress = { phase: "frames", before, total: 2 * before } as const;
+  const place = sampler.scheduler.timesteps.length - before;
+  const progress = { phase: "frames", before, total: 2 * before, place } as const;
   return yield* denoise({ ...sampler, afterStep }, x, fromT1, progress);
 }
 

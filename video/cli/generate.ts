@@ -19,6 +19,7 @@ import { formatBytes, formatDuration, type Progress, startProgress } from "../pr
 import { textToImage } from "../text_to_image.ts";
 import { textToVideo } from "../text_to_video_zero.ts";
 import { type Frames, writeVideos, type WrittenVideo } from "../writer.ts";
+import { loadControls, type LoadedControls } from "./controls.ts";
 import { showDownload } from "./download.ts";
 import type { CommandIo } from "./io.ts";
 import type { DtypeChoice, GenerateFlags } from "./options.ts";
@@ -39,7 +40,9 @@ export async function generate(
 ): Promise<void> {
   checkTerminal(flags, io);
   const request = await readRequest(kind, prompt, flags);
-  for (const named of [request.model?.model, request.model?.vae]) {
+  const nets = request.controls?.controls.map(({ model }) => model) ?? [];
+  const { transferFrom } = request.controls ?? {};
+  for (const named of [request.model?.model, request.model?.vae, transferFrom, ...nets]) {
     if (named !== undefined) await parseModelReference(named);
   }
   const say = (text: string) => {
@@ -51,10 +54,13 @@ export async function generate(
     await loadTunedVariants(device, (line) => io.stderr(`${line}\n`));
     io.signal.throwIfAborted();
     const loaded = await loadModel(request, device, flags, io, say);
+    let controls: LoadedControls | undefined;
     try {
       await loadEmbeddings(request, loaded.sd, say);
-      await make(request, loaded, flags, io, say);
+      controls = await withControls(request, loaded.sd, flags, io, say);
+      await make(request, loaded, controls, flags, io, say);
     } finally {
+      for (const net of controls?.nets ?? []) net.dispose();
       loaded.sd.dispose();
     }
   } finally {
@@ -126,6 +132,23 @@ async function loadEmbeddings(
   }
 }
 
+async function withControls(
+  { kind, controls, options }: Request,
+  sd: StableDiffusion,
+  flags: GenerateFlags,
+  io: CommandIo,
+  say: (text: string) => void,
+): Promise<LoadedControls | undefined> {
+  if (!controls) return undefined;
+  const { hub, end } = showDownload(io, flags.quiet);
+  const given = kind === "image" ? { ...options, frames: 1 } : options;
+  try {
+    return await loadControls(controls, sd, given, { hub, say });
+  } finally {
+    end();
+  }
+}
+
 /** The precision to use. Adds a remark if it is not what was asked for. */
 export function chooseDtype(
   asked: DtypeChoice,
@@ -143,6 +166,7 @@ export function chooseDtype(
 async function make(
   request: Request,
   { sd, origin, remarks }: Loaded,
+  controls: LoadedControls | undefined,
   flags: GenerateFlags,
   io: CommandIo,
   say: (text: string) => void,
@@ -151,11 +175,13 @@ async function make(
   const { signal } = io;
   const start = performance.now();
   const toClip = request.kind === "video" ? textToVideo : textToImage;
-  const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
+  const options = { ...request.options, ...controls?.options };
+  const clip = await asUsage(() => toClip(sd, prompt, { ...options, signal }));
   const settings: Record<string, unknown> = {
     ...clip.settings,
     ...origin,
     ...request.pictures,
+    ...controls?.settings,
     fps,
   };
   say(`"${prompt}", ${describe(clip)}`);
@@ -167,9 +193,14 @@ async function make(
   } catch (error) {
     if (!(error instanceof MemoryError)) throw error;
     const least = await memoryNeeded(
-      outlineOf(sd),
+      outlineOf(sd, controls?.nets),
       sd.device,
-      (zeros) => toClip(zeros, prompt, { ...request.options, rows: 1 }),
+      (zeros, nets) =>
+        toClip(zeros, prompt, {
+          ...options,
+          controls: options.controls?.map((control, i) => ({ ...control, model: nets[i] })),
+          rows: 1,
+        }),
     );
     throw new MemoryError(
       `${error.message}. With --memory ${Math.ceil(least / 1e6)}MB` +

@@ -7,9 +7,10 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
+import { type ControlFlags, mapsOfKind, type MapsRequest } from "./controls.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
-export interface GenerateFlags {
+export interface GenerateFlags extends ControlFlags {
   /** Where to. */
   output?: string[];
   /** File to take settings from. */
@@ -106,7 +107,7 @@ export interface GenerateFlags {
   rows?: number;
   /** Whether frames attend to the first one; absent in `image`. */
   crossFrame?: boolean;
-  /** Whether frames are moved; absent in `image`. */
+  /** Whether frames are moved. */
   motion?: boolean;
 }
 
@@ -318,6 +319,33 @@ function addSharedOptions(command: Command): Command {
       "picture of the unfinished result, renewed every few steps; kitty, iTerm2 and others show " +
         "it too (- for there alone)",
     )
+    .option(
+      "--control <kind:file>",
+      "control maps, such as pose:dance/: a folder of pictures, or one for all frames; can be " +
+        "repeated, with a --controlnet each",
+      (text: string, before: MapsRequest[] = []) => [...before, mapsOfKind(text)],
+    )
+    .option("--controlnet <model>", "the ControlNet that reads them, as --model", collect)
+    .option(
+      "--control-scale <x>",
+      "how strongly it acts; can be repeated (default: 1)",
+      (text: string, before: number[] = []) => [...before, number()(text)],
+    )
+    .option(
+      "--control-start <x>",
+      "share of the steps before it acts",
+      number({ least: 0, most: 1 }),
+    )
+    .option(
+      "--control-end <x>",
+      "share of the steps after which it ends",
+      number({ least: 0, most: 1 }),
+    )
+    .option("--guess-mode", "let it act without a prompt, more weakly on details")
+    .option(
+      "--transfer-from <model>",
+      "move it to --model from the model that it was trained with, which this one was tuned from",
+    )
     .option("--taesd <file>", "TAESD decoder (.safetensors) for finer previews of big models")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
@@ -368,6 +396,11 @@ export function addVideoOptions(command: Command): Command {
     )
     .option("--frames-dir <folder>", "also write every frame as a PNG file")
     .option("--no-cross-frame", "let every frame attend to itself only")
-    .option("--no-motion", "do not move the frames")
+    .option("--motion", "move the frames, also with control maps")
+    .option("--no-motion", "do not move the frames (default with control maps)")
+    .addOption(
+      new Option("--control-attention <where>", "where frames attend to the first one")
+        .choices(["unet+controlnet", "unet"]),
+    )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

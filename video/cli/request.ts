@@ -11,6 +11,7 @@ import { parseTarget } from "../target.ts";
 import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
+import { areControls, type ControlsRequest, controlsRequest } from "./controls.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
 
@@ -52,6 +53,8 @@ export interface Request {
   readonly embeddings: readonly string[];
   /** Adapters to merge into it. */
   readonly loras: readonly LoraRequest[];
+  /** ControlNets and where their maps lie; absent without. */
+  readonly controls?: ControlsRequest;
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
@@ -138,6 +141,9 @@ const STORED = {
   config: "string",
   modelSha256: "string",
   loras: "object",
+  controls: "object",
+  controlAttention: "string",
+  transferFrom: "string",
   dtype: "string",
   weights: "string",
   fps: "number",
@@ -146,7 +152,8 @@ const STORED = {
 /** Stored settings that are not options of the library. */
 interface Stored
   extends
-    TextToVideoOptions,
+    Omit<TextToVideoOptions, keyof ControlsRequest>,
+    Partial<ControlsRequest>,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
     PictureNames {
@@ -171,7 +178,8 @@ export async function readRequest(
 ): Promise<Request> {
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
   const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
-  const { init, initSha256, mask, maskSha256, ...made } = others;
+  const { init, initSha256, mask, maskSha256, ...unpictured } = others;
+  const { controls, controlAttention, transferFrom, ...made } = unpictured;
   const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
   const demo = flags.demo ? DEMO : undefined;
   const prompt = typed ?? stored ?? demo?.prompt;
@@ -218,6 +226,9 @@ export async function readRequest(
     model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
+    controls: await asUsage(() =>
+      controlsRequest(flags, { controls, controlAttention, transferFrom })
+    ),
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
     fps: flags.fps ?? fps ?? demo?.fps ?? DEFAULT_FPS,
@@ -287,7 +298,7 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     rows: flags.rows,
     // The parser says true where nobody said no.
     crossFrame: flags.crossFrame === false ? false : undefined,
-    motion: flags.motion === false ? false : undefined,
+    motion: flags.motion,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
 }
@@ -302,7 +313,7 @@ async function readStored(file: string): Promise<Stored> {
   for (const [name, type] of entries) {
     const value = settings[name];
     const right = typeof value === type && (type !== "object" || Array.isArray(value));
-    if (right && (name !== "loras" || areLoras(value))) continue;
+    if (right && (LISTS[name]?.(value) ?? true)) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
         `${JSON.stringify(value)}; the file was changed, give the settings as options`,
@@ -310,6 +321,12 @@ async function readStored(file: string): Promise<Stored> {
   }
   return Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
 }
+
+/** What lists must hold. */
+const LISTS: Readonly<Record<string, (value: unknown) => boolean>> = {
+  loras: areLoras,
+  controls: areControls,
+};
 
 function areLoras(value: unknown): boolean {
   return Array.isArray(value) && value.every((item: unknown) => {
