@@ -6,7 +6,7 @@
  */
 
 import type { Shape } from "../core/shape.ts";
-import type { Part } from "../models/sd15.ts";
+import type { InspectedPart } from "../models/inspect.ts";
 
 /** A tensor as a single file stores it. */
 export interface LdmTensor {
@@ -17,9 +17,10 @@ export interface LdmTensor {
 }
 
 /** Translates a tensor of SD 1.x, `name` and `shape` being diffusers'. */
-export function diffusersToLdm(part: Part, name: string, shape: Shape): LdmTensor {
+export function diffusersToLdm(part: InspectedPart, name: string, shape: Shape): LdmTensor {
   if (part === "text_encoder") return { name: `cond_stage_model.transformer.${name}`, shape };
   if (part === "unet") return { name: `model.diffusion_model.${unetKey(name)}`, shape };
+  if (part === "controlnet") return { name: `control_model.${controlNetKey(name)}`, shape };
   const key = vaeKey(name);
   const squeezed = /attn_1\.(q|k|v|proj_out)\.weight$/.test(key);
   return { name: `first_stage_model.${key}`, shape: squeezed ? [...shape, 1, 1] : shape };
@@ -74,6 +75,17 @@ function unetKey(name: string): string {
       (found, layer: string, kind: string) =>
         name.includes(".resnets.") ? `.${RESNET[layer]}.${kind}` : found,
     );
+}
+
+/** The layers of a map's embedding; between two of them lies an activation. */
+const HINT = ["conv_in", ...Array.from({ length: 6 }, (_, i) => `blocks.${i}`), "conv_out"];
+
+function controlNetKey(name: string): string {
+  const [, hint, rest] = /^controlnet_cond_embedding\.(.+)\.(weight|bias)$/.exec(name) ?? [];
+  if (hint !== undefined) return `input_hint_block.${2 * HINT.indexOf(hint)}.${rest}`;
+  return unetKey(name)
+    .replace(/^controlnet_down_blocks\.(\d+)\./, "zero_convs.$1.0.")
+    .replace(/^controlnet_mid_block\./, "middle_block_out.0.");
 }
 
 const ATTENTION: Readonly<Record<string, string>> = {

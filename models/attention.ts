@@ -19,6 +19,7 @@ import {
   broadcastTo,
   concat,
   geglu,
+  narrow,
   slice,
 } from "../kernels/mod.ts";
 import { type Layer, linear, norm, tokenNorm } from "./layers.ts";
@@ -43,6 +44,20 @@ export function disposeCache(cache: KeyValueCache): void {
     value.dispose();
   }
   cache.clear();
+}
+
+/** The rows of a cache as caches of their own; the cache itself stays. */
+export function splitRows(cache: KeyValueCache, rows: number): KeyValueCache[] {
+  const part = (tensor: Tensor, row: number) =>
+    tensor.device.scope(() => narrow(tensor, 0, row, 1)).keep();
+  return Array.from(
+    { length: rows },
+    (_, row) =>
+      new Map(Array.from(cache, ([path, { key, value }]) => [
+        path,
+        { key: part(key, row), value: part(value, row) },
+      ])),
+  );
 }
 
 /** Attention that looks back at the frames before each frame. */

@@ -10,12 +10,10 @@ import { WeightError } from "../core/errors.ts";
 /** The content of a JSON configuration file. */
 export type Json = Readonly<Record<string, unknown>>;
 
-/** Configuration of a {@link UNet2DConditionModel}, as far as SD 1.x varies it. */
-export interface UNetConfig {
+/** What a UNet and a ControlNet have in common: their way down and their middle. */
+export interface EncoderConfig {
   /** Channels of the input. */
   readonly inChannels: number;
-  /** Channels of the output. */
-  readonly outChannels: number;
   /** Width of each stage, from the finest. */
   readonly blockOutChannels: readonly number[];
   /** ResNet blocks of a stage on the way down. */
@@ -30,14 +28,43 @@ export interface UNetConfig {
   readonly normEps: number;
   /** Whether each block on the way down has attention. */
   readonly downAttention: readonly boolean[];
-  /** Whether each block on the way up has attention. */
-  readonly upAttention: readonly boolean[];
   /** Whether the time embedding begins with its cosines. */
   readonly flipSinToCos: boolean;
   /** Taken off the number of frequencies of the time embedding. */
   readonly freqShift: number;
+}
+
+/** Channels of the skip connections, in the order in which the way down makes them. */
+export function skipWidths(
+  { blockOutChannels: widths, layersPerBlock }: EncoderConfig,
+): number[] {
+  const top = widths.length - 1;
+  return widths.reduce(
+    (skips, width, stage) => {
+      // Every stage but the last ends with a downsampler.
+      const outputs = layersPerBlock + (stage < top ? 1 : 0);
+      return [...skips, ...new Array<number>(outputs).fill(width)];
+    },
+    [widths[0]],
+  );
+}
+
+/** Configuration of a {@link UNet2DConditionModel}, as far as SD 1.x varies it. */
+export interface UNetConfig extends EncoderConfig {
+  /** Channels of the output. */
+  readonly outChannels: number;
+  /** Whether each block on the way up has attention. */
+  readonly upAttention: readonly boolean[];
   /** Side of the latents that the model was trained with. */
   readonly sampleSize: number;
+}
+
+/** Configuration of a {@link ControlNetModel}, as far as those of SD 1.x vary it. */
+export interface ControlNetConfig extends EncoderConfig {
+  /** Channels of the maps. */
+  readonly conditioningChannels: number;
+  /** Width of each stage that a map passes through, from pixels down to latent cells. */
+  readonly conditioningWidths: readonly number[];
 }
 
 /** Configuration of an {@link AutoencoderKL}. */
@@ -130,6 +157,10 @@ const OTHER_CLASSES: Readonly<Record<string, string>> = {
   SD3Transformer2DModel: "Stable Diffusion 3",
   FluxTransformer2DModel: "FLUX",
   Transformer2DModel: "a diffusion transformer",
+  T2IAdapter: "a T2I-Adapter, not a ControlNet",
+  ControlNetUnionModel: "a ControlNet of several kinds at once, for SDXL",
+  SD3ControlNetModel: "a ControlNet for Stable Diffusion 3",
+  FluxControlNetModel: "a ControlNet for FLUX",
 };
 
 /** Typed access to the values of one file. */
@@ -161,8 +192,8 @@ class Reader {
     return value;
   }
 
-  counts(key: string): number[] {
-    const value = this.json[key];
+  counts(key: string, fallback?: readonly number[]): number[] {
+    const value = this.json[key] ?? fallback;
     const right = Array.isArray(value) && value.length > 0 &&
       value.every((n) => Number.isSafeInteger(n) && n >= 1);
     if (!right) throw this.#wrong(key, "a list of whole numbers");
@@ -256,6 +287,30 @@ export function unetConfig(
     flipSinToCos: read.oneOf("flip_sin_to_cos", true, false),
     freqShift: read.number("freq_shift", 0),
     sampleSize: read.count("sample_size", 64),
+  };
+}
+
+/** Widths through which the maps of ControlNets for SD 1.x pass. */
+const CONDITIONING_WIDTHS = [16, 32, 96, 256];
+
+/**
+ * Reads a ControlNet's configuration.
+ *
+ * @throws {WeightError} if it is another architecture (named), or a value makes no sense.
+ */
+export function controlNetConfig(json: Json, file: string): ControlNetConfig {
+  const { outChannels: _, upAttention: __, sampleSize: ___, ...shared } = unetConfig(
+    json,
+    file,
+    "ControlNetModel",
+  );
+  const read = new Reader(json, file);
+  read.oneOf("global_pool_conditions", false);
+  read.oneOf("controlnet_conditioning_channel_order", "rgb");
+  return {
+    ...shared,
+    conditioningChannels: read.count("conditioning_channels", 3),
+    conditioningWidths: read.counts("conditioning_embedding_out_channels", CONDITIONING_WIDTHS),
   };
 }
 

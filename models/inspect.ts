@@ -7,9 +7,10 @@
 
 import type { TensorInfo } from "../core/safetensors.ts";
 import { type Shape, sizeOf } from "../core/shape.ts";
+import type { ControlNetConfig } from "./config.ts";
 import { ldmToDiffusers } from "./ldm_names.ts";
-import { type Part, type PartConfigs, PARTS, SD15 } from "./sd15.ts";
-import { sameWeights, stateDicts } from "./state_dict.ts";
+import { type Part, type PartConfigs, PARTS, SD15, SD15_CONTROLNET } from "./sd15.ts";
+import { controlNetStateDict, sameWeights, stateDicts } from "./state_dict.ts";
 
 /** The kinds of files that are told apart. */
 export type ModelKind =
@@ -24,6 +25,9 @@ export type ModelKind =
   | "vae"
   | "text-encoder"
   | "unknown";
+
+/** The parts of a checkpoint, and what stands beside one. */
+export type InspectedPart = Part | "controlnet";
 
 /** How much of a model a file holds. */
 export interface Holding {
@@ -41,8 +45,8 @@ export interface Inspection {
   readonly title: string;
   /** Whose names it has: single-file checkpoints have LDM's. */
   readonly layout: "ldm" | "diffusers" | "other";
-  /** The parts of a Stable Diffusion checkpoint that it holds. */
-  readonly parts: ReadonlyMap<Part, Holding>;
+  /** The parts of a Stable Diffusion checkpoint that it holds, or a ControlNet. */
+  readonly parts: ReadonlyMap<InspectedPart, Holding>;
   /** Its tensors. */
   readonly tensors: number;
   /** Elements of all its tensors. */
@@ -71,7 +75,7 @@ export type Header = ReadonlyMap<string, TensorInfo>;
 /** A tensor of a known part, under the name that this part gives it. */
 export interface PlacedTensor {
   /** The part. */
-  readonly part: Part;
+  readonly part: InspectedPart;
   /** The present diffusers name. */
   readonly name: string;
 }
@@ -82,10 +86,13 @@ const IGNORED =
 
 const LDM_VAE = "first_stage_model.";
 
-const LDM_PARTS: readonly (readonly [string, Part])[] = [
-  ["model.diffusion_model.", "unet"],
-  [LDM_VAE, "vae"],
-  ["cond_stage_model.transformer.", "text_encoder"],
+const LDM_CONTROLNET = "control_model.";
+
+const LDM_PARTS: readonly string[] = [
+  "model.diffusion_model.",
+  LDM_VAE,
+  "cond_stage_model.transformer.",
+  LDM_CONTROLNET,
 ];
 
 /** Old diffusers files call the attention of the autoencoder otherwise. */
@@ -105,7 +112,7 @@ const OLD_ATTENTION: Readonly<Record<string, string>> = {
 export function placeLdmKey(key: string): PlacedTensor | "ignored" | "foreign" {
   if (IGNORED.test(key)) return "ignored";
   const placed = ldmToDiffusers(key);
-  if (!placed) return LDM_PARTS.some(([prefix]) => key.startsWith(prefix)) ? "foreign" : "ignored";
+  if (!placed) return LDM_PARTS.some((prefix) => key.startsWith(prefix)) ? "foreign" : "ignored";
   const { part, name } = placed;
   // Checkpoints older than transformers 4.0 lack this level.
   const old = part === "text_encoder" && /^(embeddings|encoder|final_layer_norm)\./.test(name);
@@ -118,8 +125,24 @@ export function placeLdmVaeKey(key: string): PlacedTensor | "ignored" | "foreign
   return placeLdmKey(key.startsWith(LDM_VAE) ? key : LDM_VAE + key);
 }
 
+/**
+ * How the keys of a file that holds a ControlNet are placed, as by {@link placeLdmKey}: its prefix
+ * may be left out; where it is there, what lacks it belongs to another model in the same file.
+ */
+export function placeLdmControlNet(header: Header): typeof placeLdmKey {
+  const prefixed = controlNetPrefix(header) !== "";
+  return (key) => {
+    if (key.startsWith(LDM_CONTROLNET)) return placeLdmKey(key);
+    return prefixed || IGNORED.test(key) ? "ignored" : placeLdmKey(LDM_CONTROLNET + key);
+  };
+}
+
+function controlNetPrefix(header: Header): string {
+  return [...header.keys()].some((key) => key.startsWith(LDM_CONTROLNET)) ? LDM_CONTROLNET : "";
+}
+
 /** Where a key of a diffusers file of the part `part` belongs. */
-function placeDiffusersKey(part: Part, key: string): PlacedTensor | "ignored" {
+function placeDiffusersKey(part: InspectedPart, key: string): PlacedTensor | "ignored" {
   if (IGNORED.test(key)) return "ignored";
   const name = key.replace(
     /(\.attentions\.\d+\.)(query|key|value|proj_attn)\./,
@@ -150,6 +173,11 @@ const STRANGERS: readonly (readonly [RegExp, string])[] = [
   [/(^|\.)(time_stack|temporal_res_block|temp_convs|temp_attentions)\./, "a video UNet"],
   [/(^|\.)(prior|decoder_prior)\./, "a diffusion prior"],
   [/(^|\.)ip_adapter\.|^image_proj\./, "an IP-Adapter"],
+  [/^lllite_/, "a ControlNet-LLLite"],
+  [/^lora_controlnet$/, "a Control-LoRA, which holds factors of a ControlNet"],
+  [/^difference$/, "a ControlNet of differences, to be added to a model that it does not name"],
+  [/^(adapter\.)?body\.\d+\.(in_conv|block1|resnets|resnet)\b/, "a T2I-Adapter"],
+  [/(^|\.)(control_add_embedding|task_embedding)\b/, "a ControlNet of several kinds, for SDXL"],
 ];
 
 const LORA =
@@ -185,16 +213,16 @@ interface Guess {
   /** How keys are placed, where that is known. */
   readonly place: ((key: string) => PlacedTensor | "ignored" | "foreign") | null;
   /** Parts that a complete file of this kind has. */
-  readonly due: readonly Part[];
+  readonly due: readonly InspectedPart[];
 }
 
-function guess(header: Header, textWidthOfSd1: number): Guess {
+function guess(header: Header, textWidthOfSd1: number, control: ControlNetConfig): Guess {
   const keys = [...header.keys()];
   const some = (pattern: RegExp) => keys.some((key) => pattern.test(key));
   const plain = (kind: Exclude<ModelKind, "unknown">, layout: Guess["layout"]): Guess => {
     return { kind, title: TITLES[kind], layout, place: null, due: [] };
   };
-  const diffusers = (kind: ModelKind, title: string, part: Part): Guess => {
+  const diffusers = (kind: ModelKind, title: string, part: InspectedPart): Guess => {
     return {
       kind,
       title,
@@ -208,8 +236,16 @@ function guess(header: Header, textWidthOfSd1: number): Guess {
   if (stranger) {
     return { kind: "unknown", title: stranger[1], layout: "other", place: null, due: [] };
   }
-  if (some(/(^|\.)controlnet_cond_embedding\./)) return plain("controlnet", "diffusers");
-  if (some(/(^|^control_model\.)input_hint_block\./)) return plain("controlnet", "ldm");
+  const isDiffusers = some(/(^|\.)controlnet_cond_embedding\./);
+  if (isDiffusers || some(/^(control_model\.)?input_hint_block\./)) {
+    const base = controlNetBase(header, control.crossAttentionDim);
+    const guessed = isDiffusers
+      ? diffusers("controlnet", TITLES.controlnet, "controlnet")
+      : { ...plain("controlnet", "ldm"), place: placeLdmControlNet(header), due: ["controlnet"] };
+    return base === null
+      ? { ...guessed, due: ["controlnet"] }
+      : { ...guessed, title: `${TITLES.controlnet} for ${base}`, place: null, due: [] };
+  }
   const ldm = unetFacts(header, "model.diffusion_model.");
   if (ldm) {
     const kind = unetKind(ldm, textWidthOfSd1);
@@ -247,6 +283,14 @@ function guess(header: Header, textWidthOfSd1: number): Guess {
   return embeddingOrUnknown(header, plain);
 }
 
+/** What a ControlNet was made for, if not for SD 1.x. */
+function controlNetBase(header: Header, textWidth: number): string | null {
+  const facts = unetFacts(header, controlNetPrefix(header));
+  if (!facts || facts.textWidth === textWidth) return null;
+  const kind = unetKind(facts, textWidth);
+  return kind === "unknown" ? `texts of width ${facts.textWidth}` : TITLES[kind];
+}
+
 function unknownUNet({ textWidth }: UNetFacts, layout: Guess["layout"]): Guess {
   const title = `a UNet for texts of width ${textWidth}, which no Stable Diffusion has`;
   return { kind: "unknown", title, layout, place: null, due: [] };
@@ -275,12 +319,21 @@ const IN_CHANNELS: Partial<Record<ModelKind, number>> = { inpainting: 9, "instru
  *
  * @param header Its tensors, as `openSafetensors` gives them.
  * @param configs What a complete checkpoint is measured by; default: SD 1.5.
+ * @param control What a ControlNet is measured by; default: those for SD 1.5.
  */
-export function inspectTensors(header: Header, configs: PartConfigs = SD15): Inspection {
-  const { kind, title, layout, place, due } = guess(header, configs.unet.crossAttentionDim);
+export function inspectTensors(
+  header: Header,
+  configs: PartConfigs = SD15,
+  control: ControlNetConfig = SD15_CONTROLNET,
+): Inspection {
+  const { crossAttentionDim } = configs.unet;
+  const { kind, title, layout, place, due } = guess(header, crossAttentionDim, control);
   const inChannels = IN_CHANNELS[kind] ?? configs.unet.inChannels;
-  const wanted = stateDicts({ ...configs, unet: { ...configs.unet, inChannels } });
-  const found = new Map<Part, Map<string, Shape>>();
+  const wanted = {
+    ...stateDicts({ ...configs, unet: { ...configs.unet, inChannels } }),
+    controlnet: controlNetStateDict(control),
+  };
+  const found = new Map<InspectedPart, Map<string, Shape>>();
   const superfluous: string[] = [];
   const misshapen: string[] = [];
   let ignored = 0;
@@ -304,7 +357,8 @@ export function inspectTensors(header: Header, configs: PartConfigs = SD15): Ins
       .map((name) => `${part}/${name}`)
   );
   const parts = new Map(
-    PARTS.filter((part) => found.has(part)).map((part) => [part, holding(found.get(part)!)]),
+    [...PARTS, "controlnet" as const].filter((part) => found.has(part))
+      .map((part) => [part, holding(found.get(part)!)]),
   );
   return {
     kind,

@@ -7,7 +7,7 @@
 /** A tensor of a single-file checkpoint: which model it belongs to, and its name there. */
 export interface StoredName {
   /** Model folder of a diffusers checkpoint. */
-  readonly part: "unet" | "vae" | "text_encoder";
+  readonly part: "unet" | "vae" | "text_encoder" | "controlnet";
   /** Name in that model's state dict. */
   readonly name: string;
 }
@@ -16,6 +16,7 @@ const PREFIXES = [
   ["model.diffusion_model.", "unet", unetName],
   ["first_stage_model.", "vae", vaeName],
   ["cond_stage_model.transformer.", "text_encoder", (name: string) => name],
+  ["control_model.", "controlnet", controlNetName],
 ] as const;
 
 /** Resolutions of SD 1.x, and ResNet blocks on the way down at each. */
@@ -71,6 +72,26 @@ function unetName(name: string): string | null {
   return way === "input"
     ? inputBlock(Number(at) - 1, part, rest)
     : outputBlock(Number(at), part, rest);
+}
+
+/** The convolutions that a map passes through; what lies between them has no weights. */
+const HINT = [
+  "conv_in",
+  ...Array.from({ length: 6 }, (_, i) => `blocks.${i}`),
+  "conv_out",
+];
+
+/** A ControlNet has the UNet's names, and three of its own. */
+function controlNetName(name: string): string | null {
+  const hint = /^input_hint_block\.(\d+)\.(.+)$/.exec(name);
+  if (hint) {
+    const layer = HINT[Number(hint[1]) / 2];
+    return layer ? `controlnet_cond_embedding.${layer}.${hint[2]}` : null;
+  }
+  const zero = /^(zero_convs\.(\d+)|middle_block_out)\.0\.(.+)$/.exec(name);
+  if (!zero) return unetName(name);
+  const [, , at, rest] = zero;
+  return at === undefined ? `controlnet_mid_block.${rest}` : `controlnet_down_blocks.${at}.${rest}`;
 }
 
 /** On the way down each stage is its ResNet blocks, then the downsampler. */

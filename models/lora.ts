@@ -14,8 +14,8 @@ import type { Device } from "../core/device.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { openSafetensors, type SafetensorsFile, type TensorInfo } from "../core/safetensors.ts";
 import { sha256Of } from "../core/sha256.ts";
-import { sizeOf } from "../core/shape.ts";
 import { matmul } from "../kernels/mod.ts";
+import { changedWeights } from "./changed_weights.ts";
 import type { Location } from "./checkpoint.ts";
 import type { HubOptions } from "./hub.ts";
 import { locateModel } from "./hub/locate.ts";
@@ -153,61 +153,10 @@ export function mergedWeights(
       const layer = adapter.applied.weight === 0 ? undefined : adapter.layers[part].get(name);
       return layer ? [{ adapter, layer }] : [];
     });
-  const changed = new Map<SafetensorsFile, Map<string, Change[]>>();
-  for (const [name, { file, key }] of source.tensors) {
-    const changes = changesOf(name);
-    const keys = changed.get(file) ?? new Map<string, Change[]>();
-    changed.set(file, changes.length ? keys.set(key, changes) : keys);
-  }
-  const files = new Map(
-    Array.from(changed, ([file, keys]) => [file, mergedFile(file, keys, device)]),
-  );
-  const tensors = new Map(
-    Array.from(source.tensors, ([name, { file, key }]) => {
-      return [name, { file: files.get(file) as SafetensorsFile, key }];
-    }),
-  );
-  return { ...source, tensors, close: () => source.close() };
-}
-
-/** A file in which some tensors are f32, and changed. */
-function mergedFile(
-  file: SafetensorsFile,
-  changes: ReadonlyMap<string, readonly Change[]>,
-  device: Device,
-): SafetensorsFile {
-  const tensors = new Map(file.tensors);
-  for (const key of changes.keys()) {
-    const info = tensors.get(key) as TensorInfo;
-    const end = info.begin + sizeOf(info.shape) * Float32Array.BYTES_PER_ELEMENT;
-    tensors.set(key, { ...info, dtype: "F32", end });
-  }
-  // A tensor is read in pieces, but merged as a whole: it waits here until its end has been read.
-  const waiting = new Map<string, Promise<Float32Array>>();
-  const mergedValues = (key: string): Promise<Float32Array> => {
-    const values = waiting.get(key) ?? merge(file, key, changes.get(key) ?? [], device);
-    waiting.set(key, values);
-    return values;
-  };
-  const readPart = async (key: string, offset: number, length: number): Promise<Uint8Array> => {
-    if (!changes.has(key)) return await file.readPart(key, offset, length);
-    const { buffer, byteLength } = await mergedValues(key);
-    if (offset + length === byteLength) waiting.delete(key);
-    return new Uint8Array(buffer.slice(offset, offset + length));
-  };
-  const whole = (key: string) => {
-    const { begin, end } = tensors.get(key) as TensorInfo;
-    return readPart(key, 0, end - begin);
-  };
-  return {
-    ...file,
-    tensors,
-    readPart,
-    read: (key) => changes.has(key) ? whole(key) : file.read(key),
-    async readF32(key) {
-      return changes.has(key) ? new Float32Array((await whole(key)).buffer) : file.readF32(key);
-    },
-  };
+  return changedWeights(source, (name) => changesOf(name).length > 0, (name) => {
+    const { file, key } = source.tensors.get(name)!;
+    return merge(file, key, changesOf(name), device);
+  });
 }
 
 /** Elements of a product that are made at once: bounds what is bound, and read back. */

@@ -29,6 +29,9 @@ export {
   clipTextConfig,
   type ClipVisionConfig,
   clipVisionConfig,
+  type ControlNetConfig,
+  controlNetConfig,
+  type EncoderConfig,
   type Json,
   type ModelDefaults,
   type UNetConfig,
@@ -36,6 +39,9 @@ export {
   type VaeConfig,
   vaeConfig,
 } from "./config.ts";
+export { type ControlNetForwardOptions, ControlNetModel } from "./controlnet.ts";
+export type { ControlNetOptions, ControlTransfer } from "./controlnet_file.ts";
+export type { ControlResiduals } from "./control_residuals.ts";
 export {
   browseModel,
   type DownloadedFile,
@@ -57,6 +63,7 @@ export { ldmToDiffusers, type StoredName } from "./ldm_names.ts";
 export {
   type Header,
   type Holding,
+  type InspectedPart,
   type Inspection,
   inspectTensors,
   type ModelKind,
@@ -76,11 +83,6 @@ export {
 export type { TextualInversion, TextualInversionOptions } from "./textual_inversion.ts";
 export { TaesdDecoder } from "./taesd.ts";
 export { drawOrder, sourcesOf, type TokenMerging } from "./token_merging.ts";
-export {
-  type ControlResiduals,
-  type DeepFeature,
-  UNet2DConditionModel,
-  type UNetOptions,
-} from "./unet.ts";
+export { type DeepFeature, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
 export { AutoencoderKL, type LatentDistribution, type VaeOptions } from "./vae.ts";
 export type { ModelOptions, Observer, WeightSource } from "./weights.ts";

@@ -14,7 +14,7 @@ import { ClipTextModel } from "./clip_text.ts";
 import type { ClipTokenizer } from "./clip_tokenizer.ts";
 import { type Adapter, mergedWeights } from "./lora.ts";
 import type { Part } from "./sd15.ts";
-import { stateDicts } from "./state_dict.ts";
+import { type StateDict, stateDicts } from "./state_dict.ts";
 import { UNet2DConditionModel } from "./unet.ts";
 import { AutoencoderKL } from "./vae.ts";
 import type { ModelOptions, WeightSource } from "./weights.ts";
@@ -104,14 +104,24 @@ export async function loadParts(
     };
   } catch (error) {
     for (const model of loaded) model.dispose();
-    if (!(error instanceof MemoryError)) throw error;
-    const sizes = Object.values(stateDicts(configs)).flatMap((dict) => [...dict.values()]);
-    const values = sizes.reduce((sum, shape) => sum + sizeOf(shape), 0);
-    const half = dtype === "f32" && device.info.f16 ? `, ${megabytes(2 * values)} in f16` : "";
-    throw new MemoryError(
-      `${checkpoint.name}: its weights take ${megabytes(values * bytesPerElement(dtype))} in ` +
-        `${dtype}${half}, besides what pictures take (${error.message})`,
-      { cause: error },
-    );
+    throw tooLarge(checkpoint.name, Object.values(stateDicts(configs)), { device, dtype }, error);
   }
+}
+
+/** What is thrown where loading failed: a lack of memory is told with what all weights take. */
+export function tooLarge(
+  name: string,
+  dicts: readonly StateDict[],
+  { device, dtype = "f32" }: Pick<ModelOptions, "device" | "dtype">,
+  error: unknown,
+): unknown {
+  if (!(error instanceof MemoryError)) return error;
+  const sizes = dicts.flatMap((dict) => [...dict.values()]);
+  const values = sizes.reduce((sum, shape) => sum + sizeOf(shape), 0);
+  const half = dtype === "f32" && device.info.f16 ? `, ${megabytes(2 * values)} in f16` : "";
+  return new MemoryError(
+    `${name}: its weights take ${megabytes(values * bytesPerElement(dtype))} in ` +
+      `${dtype}${half}, besides what pictures take (${error.message})`,
+    { cause: error },
+  );
 }

@@ -8,6 +8,8 @@
 import {
   type ClipTextConfig,
   clipTextConfig,
+  type ControlNetConfig,
+  controlNetConfig,
   type Json,
   type UNetConfig,
   unetConfig,
@@ -115,3 +117,9 @@ export const SD15: PartConfigs = {
   unet: unetConfig(SD15_JSON.unet, "Stable Diffusion 1.5, unet"),
   vae: vaeConfig(SD15_JSON.vae, "Stable Diffusion 1.5, vae"),
 };
+
+/** The configuration of ControlNets for SD 1.5. */
+export const SD15_CONTROLNET: ControlNetConfig = controlNetConfig(
+  { ...SD15_JSON.unet, _class_name: "ControlNetModel" },
+  "ControlNet for Stable Diffusion 1.5",
+);

@@ -20,8 +20,8 @@ import {
 import type { Json } from "./config.ts";
 import type { HubOptions } from "./hub.ts";
 import { CONVERT_PICKLES } from "./hub/selection.ts";
-import { type Inspection, inspectTensors, placeLdmKey } from "./inspect.ts";
-import { type Part, SD15, SD15_SCHEDULER } from "./sd15.ts";
+import { type InspectedPart, type Inspection, inspectTensors, placeLdmKey } from "./inspect.ts";
+import { SD15, SD15_SCHEDULER } from "./sd15.ts";
 import { findTokenizer, folderAround } from "./tokenizer_place.ts";
 import type { WeightSource } from "./weights.ts";
 
@@ -149,7 +149,7 @@ export function checkWhole(
 /** One part of a file that has the names of the original code. */
 export function sourceOf(
   file: SafetensorsFile,
-  part: Part,
+  part: InspectedPart,
   place: typeof placeLdmKey = placeLdmKey,
 ): WeightSource {
   const tensors = new Map<string, { file: SafetensorsFile; key: string }>();

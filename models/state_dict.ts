@@ -7,7 +7,14 @@
  */
 
 import { sameShape, type Shape } from "../core/shape.ts";
-import type { ClipTextConfig, UNetConfig, VaeConfig } from "./config.ts";
+import {
+  type ClipTextConfig,
+  type ControlNetConfig,
+  type EncoderConfig,
+  skipWidths,
+  type UNetConfig,
+  type VaeConfig,
+} from "./config.ts";
 import type { Part, PartConfigs } from "./sd15.ts";
 
 /** Name → shape, in diffusers' names, as PyTorch stores it. */
@@ -61,33 +68,38 @@ class Tensors {
   }
 }
 
-/** The tensors of a `UNet2DConditionModel`; 686 for SD 1.5. */
-export function unetStateDict(config: UNetConfig): StateDict {
-  const all = new Tensors();
+/** The way down and the middle. */
+function encoderTensors(all: Tensors, config: EncoderConfig): void {
   const { blockOutChannels: widths, layersPerBlock: layers, crossAttentionDim: text } = config;
   const time = 4 * widths[0];
   const top = widths.length - 1;
   all.conv("conv_in", config.inChannels, widths[0], 3);
   all.linear("time_embedding.linear_1", widths[0], time);
   all.linear("time_embedding.linear_2", time, time);
-  // Outputs that the way up takes in again, the last first.
-  const skips = [widths[0]];
-  let channels = widths[0];
   widths.forEach((width, i) => {
     const block = `down_blocks.${i}`;
     for (let j = 0; j < layers; j++) {
+      const channels = j ? width : widths[Math.max(0, i - 1)];
       all.resnet(`${block}.resnets.${j}`, channels, width, time);
       if (config.downAttention[i]) all.transformer(`${block}.attentions.${j}`, width, text);
-      channels = width;
-      skips.push(width);
     }
-    if (i === top) return;
-    all.conv(`${block}.downsamplers.0.conv`, width, width, 3);
-    skips.push(width);
+    if (i < top) all.conv(`${block}.downsamplers.0.conv`, width, width, 3);
   });
-  all.resnet("mid_block.resnets.0", channels, channels, time);
-  all.transformer("mid_block.attentions.0", channels, text);
-  all.resnet("mid_block.resnets.1", channels, channels, time);
+  all.resnet("mid_block.resnets.0", widths[top], widths[top], time);
+  all.transformer("mid_block.attentions.0", widths[top], text);
+  all.resnet("mid_block.resnets.1", widths[top], widths[top], time);
+}
+
+/** The tensors of a `UNet2DConditionModel`; 686 for SD 1.5. */
+export function unetStateDict(config: UNetConfig): StateDict {
+  const all = new Tensors();
+  const { blockOutChannels: widths, layersPerBlock: layers, crossAttentionDim: text } = config;
+  const time = 4 * widths[0];
+  const top = widths.length - 1;
+  encoderTensors(all, config);
+  // Outputs that the way up takes in again, the last first.
+  const skips = skipWidths(config);
+  let channels = widths[top];
   widths.toReversed().forEach((width, i) => {
     const block = `up_blocks.${i}`;
     for (let j = 0; j <= layers; j++) {
@@ -99,6 +111,26 @@ export function unetStateDict(config: UNetConfig): StateDict {
   });
   all.norm("conv_norm_out", channels);
   all.conv("conv_out", channels, config.outChannels, 3);
+  return all.found;
+}
+
+/** The tensors of a `ControlNetModel`; 340 for those of SD 1.5. */
+export function controlNetStateDict(config: ControlNetConfig): StateDict {
+  const all = new Tensors();
+  const { blockOutChannels: widths, conditioningWidths } = config;
+  encoderTensors(all, config);
+  const embedding = "controlnet_cond_embedding";
+  const last = conditioningWidths.length - 1;
+  all.conv(`${embedding}.conv_in`, config.conditioningChannels, conditioningWidths[0], 3);
+  conditioningWidths.slice(1).forEach((next, i) => {
+    all.conv(`${embedding}.blocks.${2 * i}`, conditioningWidths[i], conditioningWidths[i], 3);
+    all.conv(`${embedding}.blocks.${2 * i + 1}`, conditioningWidths[i], next, 3);
+  });
+  all.conv(`${embedding}.conv_out`, conditioningWidths[last], widths[0], 3);
+  skipWidths(config).forEach((width, i) =>
+    all.conv(`controlnet_down_blocks.${i}`, width, width, 1)
+  );
+  all.conv("controlnet_mid_block", widths[widths.length - 1], widths[widths.length - 1], 1);
   return all.found;
 }
 

@@ -10,20 +10,19 @@ import type { DType } from "../core/dtype.ts";
 import { ShapeError } from "../core/errors.ts";
 import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { assign, cast } from "../kernels/mod.ts";
 import {
-  add,
-  assign,
-  broadcastTo,
-  cast,
-  linear,
-  permute,
-  silu,
-  timestepEmbedding,
-} from "../kernels/mod.ts";
-import { type FrameAttention, type KeyValueCache, SELF, type Transformer2D } from "./attention.ts";
-import type { UNetConfig } from "./config.ts";
+  disposeCache,
+  type FrameAttention,
+  type KeyValueCache,
+  SELF,
+  type Transformer2D,
+} from "./attention.ts";
+import { skipWidths, type UNetConfig } from "./config.ts";
+import { addRows, type ControlResiduals } from "./control_residuals.ts";
+import { blockSettings, encoder, projectText, type TimeEmbedding } from "./encoder.ts";
 import { conv, norm } from "./layers.ts";
-import { type BlockSettings, type Context, downBlock, midBlock, upBlock } from "./unet_blocks.ts";
+import { type Context, upBlock } from "./unet_blocks.ts";
 import {
   loadModel,
   type ModelOptions,
@@ -31,14 +30,6 @@ import {
   type Weights,
   type WeightSource,
 } from "./weights.ts";
-
-/** What ControlNets add to a UNet: to each skip connection, and to the middle. */
-export interface ControlResiduals {
-  /** One for each skip connection, in the order in which the way down makes them. */
-  readonly down: readonly Tensor[];
-  /** For the output of the middle. */
-  readonly mid: Tensor;
-}
 
 /**
  * What the blocks below the outermost layers have made of latents: the input of the last layer,
@@ -56,44 +47,10 @@ export interface DeepFeature {
 export interface UNetOptions {
   /** Which frames see which. Default: every row for itself. */
   readonly frames?: FrameAttention;
-  /** Residuals of a ControlNet. */
+  /** Residuals of ControlNets. Where deep features are used again, only the outermost counts. */
   readonly control?: ControlResiduals | null;
   /** Deep feature to be kept for later steps, or used again. */
   readonly deep?: DeepFeature;
-}
-
-/** `SiLU(MLP(sin/cos(t)))` for each row, `[B, width]` in f32. */
-export type TimeEmbedding = (timestep: number | Tensor, rows: number) => Tensor;
-
-/** `TimestepEmbedding` of diffusers: two linear layers; the result has passed the SiLU that follows. */
-export function timeEmbedding(w: Weights, config: UNetConfig): TimeEmbedding {
-  const dim = config.blockOutChannels[0];
-  const width = 4 * dim;
-  const weight1 = w.tensor("linear_1.weight", [width, dim]);
-  const bias1 = w.tensor("linear_1.bias", [width]);
-  const weight2 = w.tensor("linear_2.weight", [width, width]);
-  const bias2 = w.tensor("linear_2.bias", [width]);
-  const { flipSinToCos, freqShift } = config;
-  return (timestep, rows) => {
-    const t = typeof timestep === "number" ? w.device.tensor([timestep]) : timestep;
-    const steps = t.reshape([t.size]);
-    const waves = timestepEmbedding(steps, dim, { flipSinToCos, downscaleFreqShift: freqShift });
-    const hidden = linear(waves, weight1, bias1, { activation: "silu" });
-    const embedding = broadcastTo(linear(hidden, weight2, bias2), [rows, width]);
-    w.observe(() => embedding);
-    return silu(embedding);
-  };
-}
-
-/** Extents of the blocks of stage `i`. */
-export function blockSettings(config: UNetConfig, i: number): BlockSettings {
-  return {
-    groups: config.normNumGroups,
-    eps: config.normEps,
-    timeWidth: 4 * config.blockOutChannels[0],
-    textWidth: config.crossAttentionDim,
-    heads: config.heads[i],
-  };
 }
 
 /** The UNet of Stable Diffusion 1.x. */
@@ -144,24 +101,9 @@ export class UNet2DConditionModel {
    * @returns A cache to be freed with `disposeCache`.
    */
   encodeText(hiddenStates: Tensor): KeyValueCache {
-    const cache: KeyValueCache = new Map();
-    const width = this.config.crossAttentionDim;
-    if (hiddenStates.shape.length !== 3 || hiddenStates.shape[2] !== width) {
-      throw new ShapeError(
-        `UNet: the text must have shape [B, tokens, ${width}], ` +
-          `got ${formatShape(hiddenStates.shape)}; it may come from another text encoder`,
-      );
-    }
-    this.device.scope(() => {
-      const tokens = cast(permute(hiddenStates, [0, 2, 1]), this.dtype);
-      for (const { blocks } of this.#network.transformers) {
-        for (const { text, path } of blocks) {
-          const { key, value } = text.project(tokens);
-          cache.set(path, { key: key.keep(), value: value.keep() });
-        }
-      }
-    });
-    return cache;
+    const { config: { crossAttentionDim }, dtype } = this;
+    const { transformers } = this.#network;
+    return projectText("UNet", transformers, hiddenStates, { crossAttentionDim, dtype });
   }
 
   /**
@@ -201,9 +143,7 @@ export class UNet2DConditionModel {
         return cast(this.#network.forward(input, context, control, deep), "f32");
       });
     } finally {
-      if (cache !== text) {
-        for (const { key, value } of cache.values()) (key.dispose(), value.dispose());
-      }
+      if (cache !== text) disposeCache(cache);
     }
   }
 
@@ -231,29 +171,15 @@ interface Network {
 
 /** The network: way down, middle, way up with skip connections. */
 function network(w: Weights, config: UNetConfig): Network {
-  const { blockOutChannels: widths, layersPerBlock: layers, downAttention, upAttention } = config;
+  const { blockOutChannels: widths, layersPerBlock: layers, upAttention } = config;
   const top = widths.length - 1;
   const { groups, eps } = blockSettings(config, 0);
-
-  const embed = timeEmbedding(w.at("time_embedding"), config);
-  const convIn = conv(w.at("conv_in"), config.inChannels, widths[0], 3);
-  const down = widths.map((width, i) =>
-    downBlock(w.at(`down_blocks.${i}`), widths[Math.max(0, i - 1)], width, layers, {
-      attention: downAttention[i],
-      last: i === top,
-    }, blockSettings(config, i))
-  );
-  const mid = midBlock(w.at("mid_block"), widths[top], blockSettings(config, top));
-
-  // Channels of the skips in the order in which the way down makes them.
-  const skipWidths = [widths[0]];
-  widths.forEach((width, i) => {
-    for (let layer = 0; layer < layers + (i < top ? 1 : 0); layer++) skipWidths.push(width);
-  });
+  const { transformers, timeEmbedding, convIn, forward: goDown } = encoder(w, config);
+  const skipsLeft = skipWidths(config);
   let channels = widths[top];
   const up = [...widths].reverse().map((width, i) => {
     const inputs = Array.from({ length: layers + 1 }, () => {
-      const input = channels + (skipWidths.pop() as number);
+      const input = channels + (skipsLeft.pop() as number);
       channels = width;
       return input;
     });
@@ -264,24 +190,18 @@ function network(w: Weights, config: UNetConfig): Network {
   const convOut = conv(w.at("conv_out"), widths[0], config.outChannels, 3);
 
   return {
-    transformers: [...down, mid, ...up].flatMap((block) => block.transformers),
-    timeEmbedding: embed,
+    transformers: [...transformers, ...up.flatMap((block) => block.transformers)],
+    timeEmbedding,
     forward(sample, context, control, deep) {
-      let h = convIn(sample);
+      const first = convIn(sample);
       if (deep?.known) {
-        const skip = control ? add(h, control.down[0]) : h;
+        const skip = control ? addRows(first, control.down[0]) : first;
         return convOut(normOut(up[top].finish(deep.feature, [skip], context)));
       }
-      let skips = [h];
-      for (const block of down) {
-        skips.push(...block.forward(h, context));
-        h = skips[skips.length - 1];
-      }
-      h = mid.forward(h, context);
-      if (control) {
-        skips = skips.map((skip, i) => add(skip, control.down[i]));
-        h = add(h, control.mid);
-      }
+      const addend = control?.intoMiddle ? control.down.at(-1) : undefined;
+      const { skips: made, mid } = goDown(first, context, addend);
+      const skips = control ? made.map((skip, i) => addRows(skip, control.down[i])) : made;
+      let h = control?.mid ? addRows(mid, control.mid) : mid;
       const keep = deep && ((feature: Tensor) => assign(deep.feature, feature));
       up.forEach((block, i) => h = block.forward(h, skips, context, i === top ? keep : undefined));
       return convOut(normOut(h));

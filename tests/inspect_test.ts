@@ -10,8 +10,8 @@ import type { SafetensorsDType, TensorInfo } from "../core/safetensors.ts";
 import type { Shape } from "../core/shape.ts";
 import { inspectTensors, type ModelKind } from "../models/inspect.ts";
 import { describeInspection } from "../models/inspect_text.ts";
-import { type Part, PARTS, SD15 } from "../models/sd15.ts";
-import { stateDicts } from "../models/state_dict.ts";
+import { type Part, PARTS, SD15, SD15_CONTROLNET } from "../models/sd15.ts";
+import { controlNetStateDict, stateDicts } from "../models/state_dict.ts";
 
 const FULL = stateDicts(SD15);
 const BYTES: Partial<Record<SafetensorsDType, number>> = { F32: 4, F16: 2, BF16: 2, F8_E4M3: 1 };
@@ -134,13 +134,16 @@ describe("a file is", () => {
     ["its UNet", unetOf(part("unet"), { channels: 8 }), "instruct-pix2pix", /the UNet alone/],
     [
       "a ControlNet",
-      [...part("unet"), ["controlnet_cond_embedding.conv_in.weight", [16, 3, 3, 3]]],
+      [...controlNetStateDict(SD15_CONTROLNET)],
       "controlnet",
       /ControlNet/,
     ],
     [
       "a ControlNet of the original code",
-      [["control_model.input_hint_block.0.weight", [16, 3, 3, 3]]],
+      Array.from(controlNetStateDict(SD15_CONTROLNET), ([name, shape]): Entry => [
+        diffusersToLdm("controlnet", name, shape).name,
+        shape,
+      ]),
       "controlnet",
       /ControlNet/,
     ],

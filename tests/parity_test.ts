@@ -29,7 +29,7 @@ after(async () => {
 });
 
 /** What later versions have to bring. */
-const FUTURE = /(controlnet|grad)/;
+const FUTURE = /grad/;
 
 /** Runs the cases that a pattern names; fails if there are none, or if one is not ok. */
 async function expectOk(pattern: RegExp, dtype: FloatType = "f32"): Promise<void> {
@@ -63,7 +63,7 @@ describe("files of references", () => {
 
   if (device.info.f16) {
     const models =
-      /^(clip_tiny.*\/77|unet_tiny.*(basic_t981|frame_first|ip2p)|vae_tiny.*code_4x4)$/;
+      /^(clip_tiny.*\/77|unet_tiny.*(basic_t981|frame_first|ip2p|controlnet.*1\.0)|vae_tiny.*code_4x4)$/;
     it("models in f16", () => expectOk(models, "f16"));
     it("a picture in f16", () => expectOk(/^tiny_shapes.*:image_3$/, "f16"));
   }
@@ -76,6 +76,8 @@ describe("sampling loops against diffusers", () => {
       .concat("paper_defaults_50", "chunk_frames_0_4_5_6", "pndm_default_scheduler", "eta_half")
     : ["chunk_frames_0_4_5_6", "pndm_default_scheduler", "eta_half"];
   for (const run of runs) it(run, () => expectOk(new RegExp(`^t2v_zero_tiny.*:${run}$`)));
+
+  it("original controlnet", () => expectOk(/^t2v_zero_tiny.*:orig_controlnet$/));
 
   const shapes = ["image_0", "image_1", "image_2", "image_3", "video"];
   const shown = runtime === "deno" ? shapes : shapes.slice(0, 1);

@@ -292,6 +292,8 @@ export interface Progress {
   readonly before: number;
   /** Steps in all. */
   readonly total: number;
+  /** Place of the run's first timestep in the whole schedule. Default 0. */
+  readonly place?: number;
 }
 
 /**
@@ -304,14 +306,14 @@ export async function* denoise(
   sampler: Sampler,
   start: Tensor,
   timesteps: readonly number[],
-  { phase, before, total }: Progress,
+  { phase, before, total, place = 0 }: Progress,
 ): AsyncGenerator<ClipStep, Tensor> {
   let x = start;
   let finished = false;
   try {
     for (let i = 0; i < timesteps.length; i++) {
       const timestep = timesteps[i];
-      const { noisePrediction, latents } = await denoiseStep(sampler, x, timestep, i);
+      const { noisePrediction, latents } = await denoiseStep(sampler, x, timestep, i, place);
       x.dispose();
       x = latents;
       try {
@@ -333,6 +335,7 @@ async function denoiseStep(
   x: Tensor,
   timestep: number,
   i: number,
+  place: number,
 ): Promise<{ noisePrediction: Tensor; latents: Tensor }> {
   const { unet, scheduler, others, noise, eta, signal, condition } = sampler;
   const { afterStep = (latents) => latents } = sampler;
@@ -347,7 +350,7 @@ async function denoiseStep(
     if (condition) return concat([scaled, condition], 1);
     return scaled === x ? x.reshape(x.shape) : scaled;
   }).keep();
-  const prediction = unet.predict(input, timestep, i, afterGroup)
+  const prediction = unet.predict(input, timestep, i, afterGroup, place + i)
     .finally(() => input.dispose());
   const noisePrediction = await prediction;
   const latents = device.scope(() => {

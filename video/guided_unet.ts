@@ -12,6 +12,10 @@
  * the outermost layers, with the deep features of the last whole step (DeepCache; the anchor's and
  * every guidance row's are its own). Whole and outer steps are plans of their own.
  *
+ * ControlNets (`control_branch.ts`) are evaluated in the same plans, before the UNet. An outer step
+ * takes in the residual of the outermost layer alone; the others are in the deep features. Where
+ * another set of nets begins to act, a whole step is made, and plans are recorded anew.
+ *
  * @module
  */
 
@@ -37,9 +41,11 @@ import {
   type FrameAttention,
   type KeyValueCache,
   type LookBack,
+  splitRows,
 } from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
+import { ControlBranch, type ControlSettings } from "./control_branch.ts";
 import { type GuidanceRow, guidanceRows, type GuidanceScales } from "./guidance.ts";
 
 /** Settings of a {@link GuidedUNet}. */
@@ -63,6 +69,8 @@ export interface GuidedUNetOptions extends GuidanceScales {
   readonly merge?: number;
   /** Steps from one that computes everything to the next. Default 1. */
   readonly reuse?: number;
+  /** ControlNets, and their maps. */
+  readonly control?: ControlSettings;
   /** Frees memory that this device can do without for now; tells whether it did. */
   readonly relieve?: () => boolean;
 }
@@ -107,6 +115,8 @@ interface Group {
   readonly scales: Tensor | null;
   /** Deep features of each pass, made or used; none if they are never used again. */
   readonly deep: readonly Tensor[];
+  /** Embedded maps of the ControlNets that act. */
+  readonly maps: readonly Tensor[];
   readonly plan: Plan<Tensor>;
 }
 
@@ -118,6 +128,7 @@ export class GuidedUNet implements Disposable {
   readonly #words: readonly number[];
   readonly #guidance: readonly GuidanceRow[];
   readonly #options: GuidedUNetOptions;
+  readonly #control: ControlBranch | undefined;
   #passes: readonly Pass[];
   /** Frames of a group. */
   #frames: number;
@@ -157,6 +168,13 @@ export class GuidedUNet implements Disposable {
       seen: nothingSeen(),
     }];
     this.#cells = cells;
+    try {
+      this.#control = options.control &&
+        new ControlBranch(options.control, hiddenStates, cells, this.#arena);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
     if (options.merge) {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
@@ -177,6 +195,8 @@ export class GuidedUNet implements Disposable {
    * @param step Number of the step in a run over the same frames, from 0 on: decides whether deep
    * features are used again.
    * @param afterGroup Awaited after each group: lets the caller breathe, and cancel.
+   * @param place Place of the timestep in the whole schedule, from 0 on: decides which ControlNets
+   * act.
    * @returns `[frames, C, h, w]` in f32, to be disposed of by the caller.
    */
   async predict(
@@ -184,12 +204,17 @@ export class GuidedUNet implements Disposable {
     timestep: number,
     step: number,
     afterGroup: () => Promise<void>,
+    place: number = step,
   ): Promise<Tensor> {
     const { device } = this.#unet;
     const { crossFrame, reuse = 1 } = this.#options;
     const [frames, ...one] = x.shape;
     this.#drawDestinations(timestep);
     let depth: Depth = step % reuse === 0 ? "whole" : "outer";
+    if (this.#control?.activate(place)) {
+      this.#forget();
+      depth = "whole";
+    }
     const output = device.empty([frames, ...this.#outputShape(one)]).keep();
     try {
       for (let first = 0; first < frames;) {
@@ -199,6 +224,7 @@ export class GuidedUNet implements Disposable {
         if (first === 0 && depth === "whole") this.#dropFeatures();
         const fitting = this.#fit(count, () => {
           const group = this.#group([count, ...one], isAnchor, depth);
+          this.#control?.fill(group.maps, first, count);
           return { group, kept: this.#featuresOf(first, group) };
         });
         if (!fitting) {
@@ -261,7 +287,8 @@ export class GuidedUNet implements Disposable {
       return make();
     } catch (error) {
       if (!(error instanceof MemoryError)) throw error;
-      if (!this.#options.relieve?.() && !this.#shrink(frames)) throw error;
+      const relieved = this.#control?.relieve() || this.#options.relieve?.();
+      if (!relieved && !this.#shrink(frames)) throw error;
       return null;
     }
   }
@@ -298,17 +325,10 @@ export class GuidedUNet implements Disposable {
   /** From now on guidance rows are evaluated one after the other. */
   #separate(): void {
     const [{ guidance, text }] = this.#passes;
-    const part = (tensor: Tensor, row: number) =>
-      this.device.scope(() => narrow(tensor, 0, row, 1)).keep();
-    this.#passes = guidance.map((one, row) => ({
-      guidance: [one],
-      text: new Map([...text].map(([path, { key, value }]) => [
-        path,
-        { key: part(key, row), value: part(value, row) },
-      ])),
-      seen: nothingSeen(),
-    }));
+    this.#passes = splitRows(text, guidance.length)
+      .map((row, i) => ({ guidance: [guidance[i]], text: row, seen: nothingSeen() }));
     disposeCache(text);
+    this.#control?.separate(guidance.length);
   }
 
   #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
@@ -320,10 +340,12 @@ export class GuidedUNet implements Disposable {
     const timestep = device.empty([1]).keep();
     const deep: Tensor[] = [];
     const texts: Tensor[] = [];
+    const maps: Tensor[] = [];
     const scales = guidanceAt ? device.empty([frames, 1, 1, 1]).keep() : null;
-    const inputs = () => [sample, timestep, ...deep, ...texts, ...scales ? [scales] : []];
+    const inputs = () => [sample, timestep, ...deep, ...texts, ...maps, ...scales ? [scales] : []];
     const merge = this.#merging;
     try {
+      maps.push(...this.#control?.inputs(frames, cells) ?? []);
       for (const { guidance } of textAt ? this.#passes : []) {
         texts.push(device.empty([guidance.length * frames, ...this.#words]).keep());
       }
@@ -344,13 +366,26 @@ export class GuidedUNet implements Disposable {
               lookBack: lookBack && { ...lookBack, before },
             }
             : { mode: "self", frames: 1, merge };
-          const shown = guidance.map(({ image }) =>
-            image ? sample : withoutImage(sample, config.outChannels)
-          );
-          const input = shown.length > 1 ? concat(shown, 0) : shown[0];
-          const all = this.#unet.forward(input, timestep, texts[i] ?? text, {
-            frames: attention,
-            deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
+          const all = device.scope(() => {
+            const shown = guidance.map(({ image }) =>
+              image ? sample : withoutImage(sample, config.outChannels)
+            );
+            const input = shown.length > 1 ? concat(shown, 0) : shown[0];
+            const outer = depth === "outer";
+            return this.#unet.forward(input, timestep, texts[i] ?? text, {
+              frames: attention,
+              deep: deep.length ? { feature: deep[i], known: outer } : undefined,
+              control: this.#control?.residuals({
+                pass: i,
+                sample,
+                input,
+                timestep,
+                texts: texts[i],
+                embedded: maps,
+                isAnchor,
+                outer,
+              }),
+            });
           });
           return guidance.map((_, row) => narrow(all, 0, row * frames, frames));
         });
@@ -361,7 +396,7 @@ export class GuidedUNet implements Disposable {
           : linearCombination(this.#guidance.map(({ weight }) => weight), noise);
         return guidanceRescale > 0 ? rescaleGuidance(guided, positive, guidanceRescale) : guided;
       }, this.#arena);
-      return { sample, timestep, texts, scales, deep, plan };
+      return { sample, timestep, texts, scales, deep, maps, plan };
     } catch (error) {
       for (const tensor of inputs()) tensor.dispose();
       throw error;
@@ -374,13 +409,15 @@ export class GuidedUNet implements Disposable {
   }
 
   #forget(): void {
-    for (const { sample, timestep, texts, scales, deep, plan } of this.#groups.values()) {
+    for (const group of this.#groups.values()) {
+      const { sample, timestep, texts, scales, deep, maps, plan } = group;
       plan.dispose();
-      for (const tensor of [sample, timestep, ...texts, ...deep]) tensor.dispose();
+      for (const tensor of [sample, timestep, ...texts, ...deep, ...maps]) tensor.dispose();
       scales?.dispose();
     }
     this.#groups.clear();
     this.#dropFeatures();
+    this.#control?.forget();
     for (const { seen } of this.#passes) {
       forgetSeen(seen.whole);
       forgetSeen(seen.outer);
@@ -391,6 +428,7 @@ export class GuidedUNet implements Disposable {
   dispose(): void {
     this.#forget();
     for (const { text } of this.#passes) disposeCache(text);
+    this.#control?.dispose();
     this.#merging?.order.dispose();
   }
 

@@ -9,10 +9,11 @@ import type { DeviceOptions } from "../core/device.ts";
 import type { DType } from "../core/dtype.ts";
 import { type Likeness, openNullDevice } from "../core/null_gpu.ts";
 import { ClipTextModel } from "../models/clip_text.ts";
+import { ControlNetModel } from "../models/controlnet.ts";
 import { generatedWeights } from "../models/generated_weights.ts";
 import type { Part, PartConfigs } from "../models/sd15.ts";
 import { StableDiffusion, type StableDiffusionParts } from "../models/stable_diffusion.ts";
-import { stateDicts } from "../models/state_dict.ts";
+import { controlNetStateDict, stateDicts } from "../models/state_dict.ts";
 import { UNet2DConditionModel } from "../models/unet.ts";
 import { AutoencoderKL } from "../models/vae.ts";
 import type { Clip } from "./clip.ts";
@@ -26,10 +27,15 @@ export interface Outline
   readonly dtype: DType;
   /** Whether the UNet's weights are rounded to 8 bits. Default false. */
   readonly quantize?: boolean;
+  /** ControlNets beside it, in types of their own. */
+  readonly controlNets?: readonly Pick<ControlNetModel, "config" | "dtype" | "quantized">[];
 }
 
-/** The outline of a model that is loaded. */
-export function outlineOf(sd: StableDiffusion): Outline {
+/** The outline of a model that is loaded, and of ControlNets beside it. */
+export function outlineOf(
+  sd: StableDiffusion,
+  controlNets: Outline["controlNets"] = [],
+): Outline {
   const { tokenizer, schedulerConfig, defaults, textEncoder, unet, vae } = sd;
   const configs = { text_encoder: textEncoder.config, unet: unet.config, vae: vae.config };
   return {
@@ -39,6 +45,7 @@ export function outlineOf(sd: StableDiffusion): Outline {
     configs,
     dtype: unet.dtype,
     quantize: unet.quantized,
+    controlNets,
   };
 }
 
@@ -54,7 +61,7 @@ export async function openOutline(
 ): Promise<StableDiffusion> {
   // Idle buffers are no need.
   const device = openNullDevice(like, { ...options, poolBytes: 0 });
-  const { configs, dtype, quantize, ...rest } = outline;
+  const { configs, dtype, quantize, controlNets: _, ...rest } = outline;
   const shapes = stateDicts(configs);
   const zeros = (part: Part) => generatedWeights(part, shapes[part], () => {});
   const to = { device, dtype };
@@ -67,22 +74,34 @@ export async function openOutline(
   });
 }
 
+async function openControlNets(
+  { controlNets = [] }: Outline,
+  { device }: StableDiffusion,
+): Promise<ControlNetModel[]> {
+  const nets: ControlNetModel[] = [];
+  for (const { config, dtype, quantized: quantize } of controlNets) {
+    const zeros = generatedWeights("controlnet", controlNetStateDict(config), () => {});
+    nets.push(await ControlNetModel.fromSource(zeros, config, { device, dtype, quantize }));
+  }
+  return nets;
+}
+
 /**
  * Bytes on the GPU that a clip takes at most while it is made, the model included.
  *
  * With `rows: 1` in the options of the clip it is a memory budget that suffices.
  *
  * @param like Limits, features and kind of the device.
- * @param make The clip, of a model that it is given; made of zeros.
+ * @param make The clip, of a model and ControlNets that it is given; made of zeros.
  */
 export async function memoryNeeded(
   outline: Outline,
   like: Likeness,
-  make: (sd: StableDiffusion) => Clip,
+  make: (sd: StableDiffusion, controlNets: readonly ControlNetModel[]) => Clip,
 ): Promise<number> {
   const sd = await openOutline(outline, like);
   try {
-    return await peakOf(make(sd), sd);
+    return await peakOf(make(sd, await openControlNets(outline, sd)), sd);
   } finally {
     sd.dispose();
     sd.device.dispose();

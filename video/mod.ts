@@ -9,6 +9,7 @@ export * from "./conditions/mod.ts";
 export type { CameraOptions } from "./camera.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
 export { deflicker } from "./deflicker.ts";
+export type { ControlAttention, ControlOptions } from "./controlled_video.ts";
 export type { Frame } from "./frame.ts";
 export type { FrameAttentionChoice } from "./frame_attention.ts";
 export type { GenerationOptions } from "./generation.ts";

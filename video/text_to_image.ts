@@ -11,6 +11,12 @@ import type { Tensor } from "../core/tensor.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import {
+  type ControlOptions,
+  controlSettings,
+  readControls,
+  settleControls,
+} from "./controlled_video.ts";
+import {
   denoise,
   encodePrompts,
   type GenerationOptions,
@@ -33,6 +39,8 @@ import {
 export interface TextToImageOptions extends GenerationOptions, StartImageOptions {
   /** x_T, `[1, 4, h, w]`, instead of drawing it. */
   latents?: Tensor;
+  /** ControlNets, with one map each. Default: none. */
+  controls?: readonly ControlOptions[];
 }
 
 /**
@@ -52,6 +60,7 @@ export function textToImage(
   const { width, height, guidanceScale, guidanceRescale, seed, eta, merge, reuse } = settled;
   const { device, factor, unet } = sd;
   const { signal, image } = options;
+  const controls = settleControls(sd, options.controls);
   const shape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   if (options.latents && !sameShape(options.latents.shape, shape)) {
     throw new ShapeError(`latents must have shape [${shape}], got [${options.latents.shape}]`);
@@ -62,6 +71,8 @@ export function textToImage(
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
+    const pictured = { frameIds: [0], counted: true, size: settled, signal };
+    const nets = await readControls(controls, pictured);
     const text = await encodePrompts(sd, settled, warnings);
     const [, , ...cells] = shape;
     const relieve = () => sd.releaseTextEncoder();
@@ -71,6 +82,12 @@ export function textToImage(
       crossFrame: false,
       merge,
       reuse,
+      control: nets.length === 0 ? undefined : {
+        nets,
+        steps: timesteps.length,
+        crossFrame: false,
+        intoMiddle: false,
+      },
       relieve,
     });
     text.dispose();
@@ -92,7 +109,12 @@ export function textToImage(
     }
   }
 
-  const settings = { ...settled, ...(image && { strength }), ...modelSettings(sd) };
+  const settings = {
+    ...settled,
+    ...(image && { strength }),
+    ...controlSettings(controls),
+    ...modelSettings(sd),
+  };
   return makeClip({
     sd,
     frameIds: [0],

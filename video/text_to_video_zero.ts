@@ -12,6 +12,9 @@
  * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
  * 3 the first frame stays on that way: it is the picture, and the others attend to it.
  *
+ * With controls there is no motion unless it is asked for: {@link denoiseControlled} takes the place
+ * of steps 1 to 3.
+ *
  * Where paper, original code and diffusers disagree, diffusers' pipeline is followed; with its
  * initial latents and noise the results agree to numeric tolerance.
  *
@@ -31,6 +34,14 @@ import {
 } from "../schedulers/mod.ts";
 import { type Camera, cameraOf, type CameraOptions } from "./camera.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
+import {
+  type ControlAttention,
+  type ControlOptions,
+  controlSettings,
+  denoiseControlled,
+  readControls,
+  settleControls,
+} from "./controlled_video.ts";
 import { checkFrame, type Frame } from "./frame.ts";
 import { type FrameAttentionChoice, lookBackOf } from "./frame_attention.ts";
 import { noiseWithMiddles, withMiddles } from "./frame_rate.ts";
@@ -79,6 +90,10 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
   attention?: FrameAttentionChoice;
   /** Frames of `attention: "window"`, the frame itself included. Default 2. */
   attentionWindow?: number;
+  /** ControlNets, with a map for every frame. Default: none. */
+  controls?: readonly ControlOptions[];
+  /** Where frames attend to the first one, with controls. Default `"unet+controlnet"`. */
+  controlAttention?: ControlAttention;
   /**
    * Rows of the UNet computed at once: more are faster on a large GPU and take more memory. With
    * guidance a frame has two. Default: up to 8, as many as can be bound and fit the memory budget.
@@ -88,7 +103,8 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
    * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
    * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
    * order of diffusers' pipeline. `"original"`: one generator again, in the order of the method's
-   * own code, which always samples with DDIM.
+   * own code, which always samples with DDIM; and ControlNets act as there, where diffusers 0.14
+   * added their last residual to the input of the UNet's middle besides.
    */
   compat?: NoiseOrder;
   /** x_T of the first frame, `[1, 4, h, w]`, instead of drawing it. */
@@ -150,14 +166,24 @@ export function textToVideo(
   const { t0, t1 } = jumpFrom(scheduler, options, defaults);
   const { rows } = options;
   if (rows !== undefined) checkNumber("rows", rows, { least: 1, whole: true });
+  const controls = settleControls(sd, options.controls);
   const { crossFrame = true, compat = "framezero", signal } = options;
   const { attention = "first", attentionWindow = 2 } = options;
   checkNumber("attentionWindow", attentionWindow, { least: 1, whole: true });
   const lookBack = lookBackOf(attention, attentionWindow);
   const course = courseOf(settled, options, frameIds);
   const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
+  const { controlAttention = "unet+controlnet" } = options;
+  const { motion = controls.length === 0 } = options;
+  const alike = controls.length > 0 && motion === false;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
-  const camera = cameraOf(options, defaults, { frameIds, seed, latentShape });
+  const camera = cameraOf({ ...options, motion }, defaults, { frameIds, seed, latentShape });
+  if (double && controls.length) {
+    throw new InputError(
+      "double makes frames between those that controls have maps for; leave it out, or give a " +
+        "clip of maps with a higher rate",
+    );
+  }
   if (double && compat !== "framezero") {
     throw new InputError(
       "double needs frames whose noise is their own, and compat " +
@@ -180,6 +206,14 @@ export function textToVideo(
     ...camera.warnings,
   ];
   const { image } = options;
+  if (alike && (image || options.noise)) {
+    throw new InputError(
+      `${
+        image ? "a start image" : "noise"
+      } is for clips with motion; with controls, ask for that ` +
+        "(motion: true), or leave it out",
+    );
+  }
   if (image) {
     checkFrame(image, 0, undefined);
     checkInvertible(settled);
@@ -191,6 +225,9 @@ export function textToVideo(
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
+    const size = { width, height };
+    const counted = !options.frameIds;
+    const nets = await readControls(controls, { frameIds, counted, size, signal });
     const { later, guidanceAt, guidanceScale } = course;
     const words = await encodePrompts(sd, { ...settled, guidanceScale }, warnings, later);
     const text = device.scope(() => narrow(words, 0, 0, words.shape[0] - later.length)).keep();
@@ -214,12 +251,19 @@ export function textToVideo(
         rows,
         merge,
         reuse,
+        control: nets.length === 0 ? undefined : {
+          nets,
+          steps: scheduler.timesteps.length,
+          crossFrame: crossFrame && controlAttention === "unet+controlnet",
+          intoMiddle: compat === "original",
+        },
         relieve,
       });
       owned.push(guided);
       text.dispose();
       if (!textAt) words.dispose();
       const sampler = { unet: guided, scheduler, others, noise, eta, signal };
+      if (alike) return yield* denoiseControlled(sampler, video, options.latents);
       return yield* picture
         ? followPicture(sampler, picture, video, options)
         : algorithm1(sampler, video, options);
@@ -244,8 +288,7 @@ export function textToVideo(
       ...rest,
       frameIds: wholeIds,
       double,
-      t0,
-      t1,
+      ...(!alike && { t0, t1 }),
       crossFrame,
       ...(attention !== "first" && { attention }),
       ...(attention === "window" && { attentionWindow }),
@@ -253,6 +296,7 @@ export function textToVideo(
       ...(options.guidanceScales && { guidanceScales: options.guidanceScales }),
       ...camera.settings,
       compat,
+      ...controlSettings(controls, controlAttention),
       ...modelSettings(sd),
     },
     denoise: make(),
@@ -282,14 +326,16 @@ async function* algorithm1(
     see("timesteps_0", toT1);
     const atT1 = yield* denoise(sampler, xT, toT1, { phase: "anchor", before: 0, total });
     see("x_1_t1", atT1);
-    let before = toT1.length;
-    if (alone) return yield* denoise(sampler, atT1, fromT1, { phase: "frames", before, total });
+    const place = toT1.length;
+    let before = place;
+    const progress = { phase: "frames", before, total, place } as const;
+    if (alone) return yield* denoise(sampler, atT1, fromT1, progress);
     owned.push(atT1);
     const history = scheduler.snapshot();
     owned.push({ [Symbol.dispose]: () => history.dispose() });
     see("timesteps_1", t1ToT0);
     const copy = linearCombination([1], [atT1]).keep();
-    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total });
+    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total, place });
     owned.push(atT0);
     see("x_1_t0", atT0);
 
@@ -301,7 +347,7 @@ async function* algorithm1(
     scheduler.restore(history);
     see("timesteps_2", fromT1);
     before += t1ToT0.length;
-    return yield* denoise({ ...sampler, others }, x, fromT1, { phase: "frames", before, total });
+    return yield* denoise({ ...sampler, others }, x, fromT1, { ...progress, before });
   } finally {
     for (const item of owned) item[Symbol.dispose]();
   }
@@ -321,7 +367,8 @@ async function* followPicture(
   const x = startFrames(sampler, atT1, atT0, { ...video, ...parts }, options);
   const before = fromT1.length;
   const afterStep = (latents: Tensor, i: number) => picture.pin(latents, fromT1[i + 1]);
-  const progress = { phase: "frames", before, total: 2 * before } as const;
+  const place = sampler.scheduler.timesteps.length - before;
+  const progress = { phase: "frames", before, total: 2 * before, place } as const;
   return yield* denoise({ ...sampler, afterStep }, x, fromT1, progress);
 }
 

@@ -7,6 +7,7 @@
 import {
   AutoencoderKL,
   ClipTextModel,
+  ControlNetModel,
   type Device,
   StableDiffusion,
   UNet2DConditionModel,
@@ -22,6 +23,7 @@ export class ModelCache {
   readonly #models = new Set<{ dispose(): void }>();
   readonly #textEncoders = new Map<string, ClipTextModel>();
   readonly #unets = new Map<string, UNet2DConditionModel>();
+  readonly #controlNets = new Map<string, ControlNetModel>();
   readonly #vaes = new Map<string, AutoencoderKL>();
   readonly #pipelines = new Map<string, StableDiffusion>();
   #bytes = 0;
@@ -79,6 +81,15 @@ export class ModelCache {
           (source, json, file) =>
             UNet2DConditionModel.load(source, unetConfig(json, file), this.#setting),
         ),
+    );
+  }
+
+  /** The ControlNet in a folder. */
+  controlNet(folder: string): Promise<ControlNetModel> {
+    return this.#once(
+      this.#controlNets,
+      folder,
+      () => ControlNetModel.load(folder, this.#setting),
     );
   }
 

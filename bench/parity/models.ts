@@ -5,13 +5,20 @@
  */
 
 import { join } from "node:path";
-import { type AutoencoderKL, InputError, ops, type Shape, type Tensor } from "../../mod.ts";
+import {
+  type AutoencoderKL,
+  type ControlResiduals,
+  InputError,
+  ops,
+  type Shape,
+  type Tensor,
+} from "../../mod.ts";
 import { type FrameAttention, SELF } from "../../models/attention.ts";
 import type { Observer } from "../../models/weights.ts";
-import { type Outputs, type Setting, Unsupported } from "./case.ts";
+import type { Outputs, Setting } from "./case.ts";
 import { weightsFolder } from "./fullsize.ts";
-import { choice, number, text } from "./params.ts";
-import { folderOf, readInput, type StoredCase } from "./stored_case.ts";
+import { choice, flag, number, text } from "./params.ts";
+import { folderOf, readInput, type StoredCase, storedCases } from "./stored_case.ts";
 
 /** Runs one case of a model. */
 export type ModelOp = (test: StoredCase, setting: Setting) => Promise<Outputs>;
@@ -21,6 +28,8 @@ export const MODEL_OPS: ReadonlyMap<string, ModelOp> = new Map(
   [
     ["clip_text_model", clipTextModel],
     ["unet2d_condition", unet],
+    ["controlnet", controlNet],
+    ["unet2d_condition+controlnet", controlledUNet],
     ["vae_encode", vaeEncode],
     ["vae_decode", vaeDecode],
   ] satisfies [string, ModelOp][],
@@ -136,7 +145,6 @@ function framesOf({ params: p }: StoredCase): FrameAttention {
 }
 
 async function unet(test: StoredCase, setting: Setting): Promise<Outputs> {
-  if (test.params.controlnet !== undefined) throw new Unsupported("ControlNet");
   const model = await setting.models.unet(await modelFolder(test, setting, "unet"));
   const timestep = await readInput(test, "timestep");
   const inputs = await uploads(test, setting, ["sample", "encoder_hidden_states"]);
@@ -149,6 +157,69 @@ async function unet(test: StoredCase, setting: Setting): Promise<Outputs> {
     return observing(test, model, () => ({
       y: model.forward(sample, t, words, { frames: framesOf(test) }),
     }));
+  });
+}
+
+const CONTROL_ROLES = ["sample", "timestep", "encoder_hidden_states", "cond"] as const;
+
+/**
+ * Inputs of a case of a ControlNet. What it does not store is that of the first case with the same
+ * model that does.
+ */
+async function controlInputs(
+  test: StoredCase,
+  { device }: Setting,
+): Promise<Record<typeof CONTROL_ROLES[number], Tensor>> {
+  const { file, path, name, op, params } = test;
+  const alike = (storedCases(file, path) ?? [])
+    .filter((other) => other.op === op && other.params.model === params.model);
+  const entries = await Promise.all(CONTROL_ROLES.map(async (role) => {
+    const holder = [test, ...alike].find((other) => other.inputs.includes(role));
+    if (!holder) throw new InputError(`${path}: no case like ${name} stores its ${role}`);
+    const { data, shape } = await readInput(holder, role);
+    return [role, device.tensor(Float32Array.from(data), shape)] as const;
+  }));
+  return Object.fromEntries(entries) as Record<typeof CONTROL_ROLES[number], Tensor>;
+}
+
+/** The residuals of a case of a ControlNet, and what the net makes of the maps. */
+async function controlOf(test: StoredCase, setting: Setting) {
+  const { params: p } = test;
+  const model = await setting.models.controlNet(await modelFolder(test, setting, "controlnet"));
+  const inputs = await controlInputs(test, setting);
+  const run = (): { residuals: ControlResiduals; embedded: Tensor } => {
+    const embedded = model.embed(inputs.cond);
+    const { sample, timestep, encoder_hidden_states: words } = inputs;
+    const residuals = model.forward(sample, timestep, words, embedded, {
+      frames: framesOf(test),
+      scale: number(p, "conditioning_scale", 1),
+      guessMode: flag(p, "guess_mode", false),
+    });
+    return { residuals, embedded };
+  };
+  return { inputs, run };
+}
+
+async function controlNet(test: StoredCase, setting: Setting): Promise<Outputs> {
+  const { inputs, run } = await controlOf(test, setting);
+  return consuming(inputs, () => {
+    const { residuals: { down, mid }, embedded } = run();
+    const skips = Object.fromEntries(down.map((tensor, i) => [`down_${i}`, tensor]));
+    return { ...skips, ...(mid && { mid }), cond_embedding: embedded };
+  });
+}
+
+/** A UNet with the residuals of another case of the same file, for the inputs of that. */
+async function controlledUNet(test: StoredCase, setting: Setting): Promise<Outputs> {
+  const name = text(test.params, "controlnet");
+  const other = storedCases(test.file, test.path)?.find((found) => found.name === name);
+  if (!other) throw new InputError(`${test.path}: there is no case ${name}`);
+  const model = await setting.models.unet(await modelFolder(test, setting, "unet"));
+  const { inputs, run } = await controlOf(other, setting);
+  return consuming(inputs, () => {
+    const { residuals: control } = run();
+    const { sample, timestep, encoder_hidden_states: words } = inputs;
+    return { y: model.forward(sample, timestep, words, { frames: framesOf(test), control }) };
   });
 }
 

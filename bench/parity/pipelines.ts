@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import {
   chunkFrameIds,
   type Clip,
+  type Frame,
   Generator,
   InputError,
   type StableDiffusion,
@@ -21,7 +22,7 @@ import { exists } from "../../models/checkpoint.ts";
 import { decodeFrame } from "../../video/clip.ts";
 import { type Outputs, type Setting, Unsupported, type Values } from "./case.ts";
 import { fullsizePipeline } from "./fullsize.ts";
-import { flag, number, numbers, text } from "./params.ts";
+import { flag, number, numbers, table, text } from "./params.ts";
 import { folderOf, type Input, readInput, type StoredCase } from "./stored_case.ts";
 
 /** Runs one case of a pipeline. */
@@ -34,6 +35,7 @@ export const PIPELINE_OPS: ReadonlyMap<string, PipelineOp> = new Map(
     ["text_to_video_zero", video],
     ["text_to_video_zero_original", originalVideo],
     ["text_to_video_zero_chunked", chunkedVideo],
+    ["text_to_video_zero_controlnet", controlledVideo],
   ] satisfies [string, PipelineOp][],
 );
 
@@ -407,4 +409,52 @@ async function chunkedVideo(test: StoredCase, setting: Setting): Promise<Outputs
   const frames = parts.reduce((sum, part) => sum + (part.shape?.[0] ?? 0), 0);
   results[stride ? `frames_every${stride}` : "frames"] = { data, shape: [frames, ...size] };
   return results;
+}
+
+/** Maps `[F, 3, h, w]` in [0, 1] as pictures in which each value is a square of `side` pixels. */
+function mapFrames({ data, shape: [count, channels, h, w] }: Input, side: number): Frame[] {
+  const [width, height] = [w * side, h * side];
+  return Array.from({ length: count }, (_, k) => {
+    const pixels = Uint8Array.from({ length: width * height * channels }, (_, i) => {
+      const pixel = Math.floor(i / channels);
+      const [y, x] = [Math.floor(pixel / width / side), Math.floor(pixel % width / side)];
+      return Math.round(255 * data[((k * channels + i % channels) * h + y) * w + x]);
+    });
+    return { width, height, data: pixels };
+  });
+}
+
+/** The authors' conditional mode, in chunks that begin with the anchor, which is dropped. */
+async function controlledVideo(test: StoredCase, setting: Setting): Promise<Outputs> {
+  const { params: p } = test;
+  const sd = await pipelineOf(test, setting);
+  const model = await setting.models.controlNet(await folderOf(test, text(p, "controlnet")));
+  const frames = mapFrames(await readInput(test, "control"), sd.factor);
+  const start = await readInput(test, "latents_first");
+  const latents = sd.device.tensor(Float32Array.from(start.data), start.shape);
+  const results: Results = promptIds(sd, test);
+  const parts: Values[] = [];
+  try {
+    for (const [i, frameIds] of table(p, "chunk_frame_ids").entries()) {
+      const clip = textToVideo(sd, text(p, "prompt"), {
+        ...commonOptions(sd, test, latents),
+        frameIds,
+        compat: "original",
+        controls: [{ model, frames, scale: number(p, "controlnet_conditioning_scale", 1) }],
+      });
+      try {
+        const final = await clip.latents();
+        results[`chunk${i}_final_latents`] = { data: await final.data(), shape: final.shape };
+        parts.push(await pictures(sd, clip, [...frameIds.keys()].slice(1), 1));
+      } finally {
+        clip.dispose();
+      }
+    }
+  } finally {
+    latents.dispose();
+  }
+  const [, ...size] = parts[0]?.shape ?? [];
+  const count = parts.reduce((sum, part) => sum + (part.shape?.[0] ?? 0), 0);
+  const data = parts.flatMap((part) => Array.from(part.data));
+  return { ...results, frames: { data, shape: [count, ...size] } };
 }

@@ -19,6 +19,7 @@ import { memoryNeeded, outlineOf } from "../memory.ts";
 import { formatBytes, formatDuration, type Progress, startProgress } from "../progress.ts";
 import { type Frames, writeVideos, type WrittenVideo } from "../writer.ts";
 import { clipMaker } from "./clip_maker.ts";
+import { loadControls, type LoadedControls } from "./controls.ts";
 import { showDownload } from "./download.ts";
 import { type InputVideo, openInputVideo } from "./input_video.ts";
 import type { CommandIo } from "./io.ts";
@@ -47,7 +48,9 @@ export async function generate(
 ): Promise<void> {
   checkTerminal(flags, io);
   const request = await readRequest(kind, prompt, flags);
-  for (const named of [request.model?.model, request.model?.vae]) {
+  const nets = request.controls?.controls.map(({ model }) => model) ?? [];
+  const { transferFrom } = request.controls ?? {};
+  for (const named of [request.model?.model, request.model?.vae, transferFrom, ...nets]) {
     if (named !== undefined) await parseModelReference(named);
   }
   const say = (text: string) => {
@@ -63,10 +66,13 @@ export async function generate(
     const input = video && await openInputVideo(video, device, fit);
     try {
       const loaded = await loadModel(request, device, flags, io, say);
+      let controls: LoadedControls | undefined;
       try {
         await loadEmbeddings(request, loaded.sd, say);
-        await make(request, input, loaded, flags, io, say);
+        controls = await withControls(request, loaded.sd, flags, io, say);
+        await make(request, input, loaded, controls, flags, io, say);
       } finally {
+        for (const net of controls?.nets ?? []) net.dispose();
         loaded.sd.dispose();
       }
     } finally {
@@ -141,6 +147,23 @@ async function loadEmbeddings(
   }
 }
 
+async function withControls(
+  { kind, controls, options }: Request,
+  sd: StableDiffusion,
+  flags: GenerateFlags,
+  io: CommandIo,
+  say: (text: string) => void,
+): Promise<LoadedControls | undefined> {
+  if (!controls) return undefined;
+  const { hub, end } = showDownload(io, flags.quiet);
+  const given = kind === "image" ? { ...options, frames: 1 } : options;
+  try {
+    return await loadControls(controls, sd, given, { hub, say });
+  } finally {
+    end();
+  }
+}
+
 /** The precision to use. Adds a remark if it is not what was asked for. */
 export function chooseDtype(
   asked: DtypeChoice,
@@ -159,6 +182,7 @@ async function make(
   request: Request,
   input: InputVideo | null,
   { sd, origin, remarks }: Loaded,
+  controls: LoadedControls | undefined,
   flags: GenerateFlags,
   io: CommandIo,
   say: (text: string) => void,
@@ -169,12 +193,14 @@ async function make(
   const { signal } = io;
   const start = performance.now();
   const toClip = clipMaker(request, input);
-  const clip = await asUsage(() => toClip(sd, prompt, { ...request.options, signal }));
+  const options = { ...request.options, ...controls?.options };
+  const clip = await asUsage(() => toClip(sd, prompt, { ...options, signal }));
   const settings: Record<string, unknown> = {
     ...clip.settings,
     ...origin,
     ...request.pictures,
     ...input?.names,
+    ...controls?.settings,
     fps: shown,
     ...(request.deflicker && { deflicker: true }),
   };
@@ -188,9 +214,14 @@ async function make(
   } catch (error) {
     if (!(error instanceof MemoryError)) throw error;
     const least = await memoryNeeded(
-      outlineOf(sd),
+      outlineOf(sd, controls?.nets),
       sd.device,
-      (zeros) => toClip(zeros, prompt, { ...request.options, rows: 1 }),
+      (zeros, nets) =>
+        toClip(zeros, prompt, {
+          ...options,
+          controls: options.controls?.map((control, i) => ({ ...control, model: nets[i] })),
+          rows: 1,
+        }),
     );
     throw new MemoryError(
       `${error.message}. With --memory ${Math.ceil(least / 1e6)}MB` +

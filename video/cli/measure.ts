@@ -189,7 +189,10 @@ function likenessRows({ psnr, ssim }: Similarity): Row[] {
 /** The figures with their units, and whether more (↑) or less (↓) of them is better. */
 function describe(measures: Measures, fps: number): string {
   const { frames, width, height, motion, similarity, sceneCuts, flicker, clip } = measures;
-  const rows: Row[] = [["frames", `${frames} of ${width}x${height}, ${Number(fps.toFixed(3))} a second`]];
+  const rows: Row[] = [[
+    "frames",
+    `${frames} of ${width}x${height}, ${Number(fps.toFixed(3))} a second`,
+  ]];
   if (motion) {
     const { opticalFlowScore, warpError, mawe, visible } = motion;
     rows.push(

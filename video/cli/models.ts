@@ -16,7 +16,14 @@ import {
   readModelIndex,
   stemOf,
 } from "../../models/checkpoint.ts";
-import { clipTextConfig, type Json, unetConfig, vaeConfig } from "../../models/config.ts";
+import {
+  clipTextConfig,
+  type ControlNetConfig,
+  controlNetConfig,
+  type Json,
+  unetConfig,
+  vaeConfig,
+} from "../../models/config.ts";
 import { browseModel, downloadModel, parseModelReference } from "../../models/hub.ts";
 import { cachedModels } from "../../models/hub/cache.ts";
 import { hubSettings } from "../../models/hub/environment.ts";
@@ -28,7 +35,7 @@ import {
   describeParts,
   type InspectionRow,
 } from "../../models/inspect_text.ts";
-import { type PartConfigs, PARTS, SD15 } from "../../models/sd15.ts";
+import { type PartConfigs, PARTS, SD15, SD15_CONTROLNET } from "../../models/sd15.ts";
 import { BUILT_IN } from "../../models/stable_diffusion.ts";
 import { folderAround } from "../../models/tokenizer_place.ts";
 import type { WeightSource } from "../../models/weights.ts";
@@ -42,14 +49,14 @@ export async function listModels(folders: string[], io: CommandIo): Promise<void
   const rows: InspectionRow[] = [["built-in", "tiny-shapes: simple shapes, 128x128"]];
   const { cache } = await hubSettings({ token: null });
   for (const { id, revision, names, path } of await cachedModels(cache)) {
-    const what = kindOfFiles(names);
+    const what = await kindOfFiles(path, names);
     if (what) rows.push([revision === "main" ? id : `${id}@${revision}`, `${what} in ${path}`]);
   }
   const { fs } = await disk();
   for (const folder of folders) {
     const below = (await fs.readdir(folder).catch(() => [])).sort();
     for (const path of [folder, ...below.map((name) => String(inside(folder, name)))]) {
-      const what = kindOfFiles(await fs.readdir(path).catch(() => [path]));
+      const what = await kindOfFiles(path, await fs.readdir(path).catch(() => [path]));
       if (what) rows.push([path, what]);
     }
   }
@@ -57,8 +64,16 @@ export async function listModels(folders: string[], io: CommandIo): Promise<void
 }
 
 /** What files make, if it can be run. */
-function kindOfFiles(names: readonly string[]): string | undefined {
+async function kindOfFiles(
+  folder: string,
+  names: readonly string[],
+): Promise<string | undefined> {
   if (names.includes("model_index.json")) return "diffusers folder";
+  if (names.includes("config.json")) {
+    // What is damaged is no model either.
+    const config = await configIn(folder).catch(() => undefined);
+    if (config && classOf(config) === "ControlNetModel") return "ControlNet folder";
+  }
   return names.length === 1 && /\.safetensors$/i.test(names[0]) ? "single file" : undefined;
 }
 
@@ -130,7 +145,7 @@ async function describeFile(path: Location): Promise<InspectionRow[]> {
   await file.close();
   const config = await configIn(folderAround(path));
   return [
-    ...describeInspection(inspectTensors(file.tensors, config && configsOf(config))),
+    ...describeInspection(inspectTensors(file.tensors, ...extentsOf(config ?? {}))),
     ...Object.entries(file.metadata).map(([key, value]): InspectionRow => [
       `metadata ${key}`,
       value.length > 200 ? `${value.slice(0, 200)}… (${value.length} characters)` : value,
@@ -148,7 +163,7 @@ async function describePart(
   const header = await headerOf(await openWeights(folder, stem, variant));
   return [
     ["class", classOf(config)],
-    ...describeInspection(inspectTensors(header, configsOf(config))),
+    ...describeInspection(inspectTensors(header, ...extentsOf(config))),
   ];
 }
 
@@ -162,26 +177,25 @@ function classOf({ _class_name, architectures }: Json): string {
 }
 
 /** What a part is measured by: its own configuration if it is one of SD 1.x, else SD 1.5's. */
-function configsOf(config: Json): PartConfigs {
+function extentsOf(config: Json): [PartConfigs, ControlNetConfig] {
   try {
     switch (classOf(config)) {
       case "UNet2DConditionModel":
-        return { ...SD15, unet: unetConfig(config, "config.json") };
+        return [{ ...SD15, unet: unetConfig(config, "config.json") }, SD15_CONTROLNET];
       case "AutoencoderKL":
-        return { ...SD15, vae: vaeConfig(config, "config.json") };
+        return [{ ...SD15, vae: vaeConfig(config, "config.json") }, SD15_CONTROLNET];
+      case "ControlNetModel":
+        return [SD15, controlNetConfig(config, "config.json")];
       case "CLIPTextModel": {
         const text = clipTextConfig(config, "config.json");
-        return {
-          ...SD15,
-          text_encoder: text,
-          unet: { ...SD15.unet, crossAttentionDim: text.hiddenSize },
-        };
+        const unet = { ...SD15.unet, crossAttentionDim: text.hiddenSize };
+        return [{ ...SD15, text_encoder: text, unet }, SD15_CONTROLNET];
       }
     }
   } catch (error) {
     sentence(error); // SDXL's, for example: the tensors will tell
   }
-  return SD15;
+  return [SD15, SD15_CONTROLNET];
 }
 
 async function describeFolder(

@@ -10,9 +10,10 @@ import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.t
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 import { parseMotion } from "../motion.ts";
+import { type ControlFlags, mapsOfKind, type MapsRequest } from "./controls.ts";
 
 /** Options of the commands that make pictures, as the parser gives them. */
-export interface GenerateFlags {
+export interface GenerateFlags extends ControlFlags {
   /** Where to. */
   output?: string[];
   /** File to take settings from. */
@@ -373,6 +374,33 @@ export function addSharedOptions(command: Command): Command {
       "picture of the unfinished result, renewed every few steps; kitty, iTerm2 and others show " +
         "it too (- for there alone)",
     )
+    .option(
+      "--control <kind:file>",
+      "control maps, such as pose:dance/: a folder of pictures, or one for all frames; can be " +
+        "repeated, with a --controlnet each",
+      (text: string, before: MapsRequest[] = []) => [...before, mapsOfKind(text)],
+    )
+    .option("--controlnet <model>", "the ControlNet that reads them, as --model", collect)
+    .option(
+      "--control-scale <x>",
+      "how strongly it acts; can be repeated (default: 1)",
+      (text: string, before: number[] = []) => [...before, number()(text)],
+    )
+    .option(
+      "--control-start <x>",
+      "share of the steps before it acts",
+      number({ least: 0, most: 1 }),
+    )
+    .option(
+      "--control-end <x>",
+      "share of the steps after which it ends",
+      number({ least: 0, most: 1 }),
+    )
+    .option("--guess-mode", "let it act without a prompt, more weakly on details")
+    .option(
+      "--transfer-from <model>",
+      "move it to --model from the model that it was trained with, which this one was tuned from",
+    )
     .option("--taesd <file>", "TAESD decoder (.safetensors) for finer previews of big models")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
@@ -473,5 +501,9 @@ export function addVideoOptions(command: Command): Command {
     .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
     .option("--double", "make a frame between every two, and show twice as many a second")
     .option("--deflicker", "take flicker of brightness and colour out of the frames")
+    .addOption(
+      new Option("--control-attention <where>", "where frames attend to the first one")
+        .choices(["unet+controlnet", "unet"]),
+    )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

@@ -12,6 +12,7 @@ import type { VideoInstructPix2PixOptions } from "../instruct_pix2pix.ts";
 import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
+import { areControls, type ControlsRequest, controlsRequest } from "./controls.ts";
 import { isPicture, type VideoNames, type VideoRequest, videoRequest } from "./input_video.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
@@ -57,6 +58,8 @@ export interface Request {
   readonly embeddings: readonly string[];
   /** Adapters to merge into it. */
   readonly loras: readonly LoraRequest[];
+  /** ControlNets and where their maps lie; absent without. */
+  readonly controls?: ControlsRequest;
   /** The precision that was asked for. */
   readonly dtype: DtypeChoice;
   /** How weights are kept, if not in that precision. */
@@ -166,6 +169,9 @@ const STORED = {
   config: "string",
   modelSha256: "string",
   loras: "object",
+  controls: "object",
+  controlAttention: "string",
+  transferFrom: "string",
   dtype: "string",
   weights: "string",
   fps: "number",
@@ -174,7 +180,8 @@ const STORED = {
 /** Stored settings that are not options of the library. */
 interface Stored
   extends
-    TextToVideoOptions,
+    Omit<TextToVideoOptions, keyof ControlsRequest>,
+    Partial<ControlsRequest>,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
     PictureNames,
@@ -202,7 +209,8 @@ export async function readRequest(
 ): Promise<Request> {
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
   const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
-  const { init, initSha256, mask, maskSha256, ...made } = others;
+  const { init, initSha256, mask, maskSha256, ...unpictured } = others;
+  const { controls, controlAttention, transferFrom, ...made } = unpictured;
   const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
   const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
   const { chunkSize: chunks, ...kept } = remaining;
@@ -290,6 +298,9 @@ export async function readRequest(
     model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
+    controls: await asUsage(() =>
+      controlsRequest(flags, { controls, controlAttention, transferFrom })
+    ),
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
     video,
@@ -387,7 +398,7 @@ async function readStored(file: string): Promise<Stored> {
     const types = type === "map" ? ["object"] : type.split(" or ");
     const right = types.includes(typeof value) &&
       (typeof value !== "object" || (type === "map") !== Array.isArray(value));
-    if (right && (name !== "loras" || areLoras(value))) continue;
+    if (right && (LISTS[name]?.(value) ?? true)) continue;
     throw new InputError(
       `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
         `${JSON.stringify(value)}; the file was changed, give the settings as options`,
@@ -395,6 +406,12 @@ async function readStored(file: string): Promise<Stored> {
   }
   return Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
 }
+
+/** What lists must hold. */
+const LISTS: Readonly<Record<string, (value: unknown) => boolean>> = {
+  loras: areLoras,
+  controls: areControls,
+};
 
 function areLoras(value: unknown): boolean {
   return Array.isArray(value) && value.every((item: unknown) => {
