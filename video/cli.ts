@@ -8,6 +8,9 @@ import { Command, CommanderError, Option } from "commander";
 import process from "node:process";
 import { GPU_CHOICES } from "../core/runtime.ts";
 import { info } from "./cli/describe.ts";
+import { type ConditionFlags, writeCondition } from "./cli/condition.ts";
+import { mapsOfKind, type MapsRequest } from "./cli/control_maps.ts";
+import { addMapsOptions } from "./cli/control_options.ts";
 import { addEditOptions } from "./cli/edit_options.ts";
 import { generate } from "./cli/generate.ts";
 import { type CommandIo, Interrupted } from "./cli/io.ts";
@@ -18,11 +21,11 @@ import {
   type GenerateFlags,
   MODEL,
   VARIANT,
-  whole,
 } from "./cli/options.ts";
 import { measureClip, type MeasureFlags } from "./cli/measure.ts";
 import { inspect, listModels, pull } from "./cli/models.ts";
 import { UsageError } from "./cli/request.ts";
+import { collect, number, whole } from "./cli/values.ts";
 import { pictureProtocol } from "./terminal_picture.ts";
 
 /** Exit codes: everything done, something failed, the command line is wrong, interrupted. */
@@ -122,6 +125,17 @@ function commands(io: CommandIo): Command {
     .argument("[model]", `${MODEL} (default: the built-in one)`)
     .option("--variant <name>", VARIANT)
     .action((model: string | undefined, flags: { variant?: string }) => inspect(model, flags, io));
+  addMapsOptions(program.command("condition"))
+    .description("what a ControlNet would be shown of a clip, as a file")
+    .argument("<kind:file>", "such as canny:dance.mp4, or pose:keypoints/", mapsOfKind)
+    .option("-o, --output <file>", "where to, as for video; can be repeated", collect)
+    .option("--width <px>", "size of the maps (default: by --resolution)", whole(1))
+    .option("--height <px>", "likewise", whole(1))
+    .option("--fps <x>", "frames a second (default: the clip's)", number({ above: 0, most: 240 }))
+    .option("--overwrite", "replace files that exist")
+    .option("--quiet", "print nothing but errors")
+    .addOption(new Option("--gpu <kind>").choices(GPU_CHOICES).default("auto"))
+    .action((request: MapsRequest, flags: ConditionFlags) => writeCondition(request, flags, io));
   program.command("measure")
     .description("figures of a clip: motion, warp error, cuts, flicker, likeness of its frames")
     .argument("<clip>", "video, GIF, or folder of pictures")

@@ -4,25 +4,15 @@
  * @module
  */
 
-import { InvalidArgumentError } from "commander";
-import { exists } from "../../models/checkpoint.ts";
+import { InputError } from "../../core/errors.ts";
 import { ControlNetModel } from "../../models/controlnet.ts";
 import type { HubOptions } from "../../models/hub.ts";
 import { BUILT_IN, BUILT_IN_NAME, type StableDiffusion } from "../../models/stable_diffusion.ts";
-import { InputError } from "../../core/errors.ts";
+import { CONDITIONS } from "../conditions/kinds.ts";
 import type { ControlAttention } from "../controlled_video.ts";
-import type { Frame } from "../frame.ts";
-import { disk } from "../output_file.ts";
-import { readPicture } from "../picture.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
-
-/** Maps, in the words of the command line. */
-export interface MapsRequest {
-  /** What they show. */
-  readonly kind: string;
-  /** Where they lie. */
-  readonly file: string;
-}
+import { type ControlMaps, type MapsOptions, type MapsRequest, openMaps } from "./control_maps.ts";
+import type { VideoNames } from "./input_video.ts";
 
 /** A ControlNet with its maps, in the words of the command line; what settings hold of it. */
 export interface ControlRequest extends MapsRequest {
@@ -46,10 +36,12 @@ export interface ControlsRequest {
   readonly controlAttention?: ControlAttention;
   /** The model that the nets were trained with, if they are moved to the one in use. */
   readonly transferFrom?: string;
+  /** How maps are made. */
+  readonly maps: MapsOptions;
 }
 
 /** The flags about controls, as the parser gives them. */
-export interface ControlFlags {
+export interface ControlFlags extends MapsOptions {
   /** Maps. */
   control?: MapsRequest[];
   /** The net of each. */
@@ -68,18 +60,10 @@ export interface ControlFlags {
   transferFrom?: string;
 }
 
-/** Maps with their kind in front of a colon: `"canny:edges/"`. */
-export function mapsOfKind(text: string): MapsRequest {
-  // A single letter is a drive of Windows.
-  const [, kind, file] = /^([a-z][a-z0-9_-]+):(.+)$/i.exec(text) ?? [];
-  if (kind !== undefined) return { kind: kind.toLowerCase(), file };
-  throw new InvalidArgumentError(
-    "It must be a kind of map and a file, such as canny:edges/ or pose:dance.png.",
-  );
-}
+type ControlFlag = Exclude<keyof ControlFlags, keyof VideoNames>;
 
 /** The control flags, each by the name that is typed. */
-const FLAGS: Readonly<Record<keyof ControlFlags, string>> = {
+const FLAGS: Readonly<Record<ControlFlag, string>> = {
   control: "--control",
   controlnet: "--controlnet",
   controlScale: "--control-scale",
@@ -88,6 +72,8 @@ const FLAGS: Readonly<Record<keyof ControlFlags, string>> = {
   guessMode: "--guess-mode",
   controlAttention: "--control-attention",
   transferFrom: "--transfer-from",
+  controlSource: "--control-source",
+  controlShort: "--control-short",
 };
 
 /**
@@ -98,18 +84,19 @@ const FLAGS: Readonly<Record<keyof ControlFlags, string>> = {
  */
 export function controlsRequest(
   flags: ControlFlags,
-  stored: Partial<ControlsRequest>,
+  stored: Partial<ControlsRequest> & { readonly maps?: MapsOptions },
 ): ControlsRequest | undefined {
   const before = stored.controls ?? [];
-  const maps = flags.control ?? before;
-  const nets = flags.controlnet ?? before.map(({ model }) => model);
+  const maps: readonly MapsRequest[] = flags.control ?? before;
+  const nets = flags.controlnet ??
+    maps.map(({ kind }, i) => before[i]?.model ?? CONDITIONS[kind].model);
   if (maps.length !== nets.length) {
     throw new InputError(
       `--control and --controlnet go in pairs: there are maps for ${maps.length}, and ` +
         `${nets.length} of the nets`,
     );
   }
-  const names = Object.keys(FLAGS) as (keyof ControlFlags)[];
+  const names = Object.keys(FLAGS) as ControlFlag[];
   if (maps.length === 0) {
     const lonely = names.find((name) => flags[name] !== undefined);
     if (lonely === undefined) return undefined;
@@ -125,10 +112,17 @@ export function controlsRequest(
     );
   }
   const { controlAttention, transferFrom } = { ...stored, ...flags };
+  const { start, end, videoFps, resolution, controlSource, controlShort } = {
+    ...stored.maps,
+    ...flags,
+  };
+  const how = { start, end, videoFps, resolution, controlSource, controlShort };
   return {
-    controls: maps.map(({ kind, file }, i) => ({
+    maps: Object.fromEntries(Object.entries(how).filter(([, value]) => value !== undefined)),
+    controls: maps.map(({ kind, file, sha256 }, i) => ({
       kind,
       file,
+      ...(sha256 && { sha256 }),
       model: nets[i],
       scale: scales[i] ?? 1,
       start: flags.controlStart ?? before[i]?.start ?? 0,
@@ -153,62 +147,9 @@ export function areControls(value: unknown): boolean {
   } as const;
   return Array.isArray(value) && value.every((item: unknown) => {
     const control: Record<string, unknown> = Object(item);
+    if (!Object.hasOwn(CONDITIONS, String(control.kind))) return false;
     return Object.entries(types).every(([name, type]) => typeof control[name] === type);
   });
-}
-
-/** Opened maps. */
-interface ControlMaps {
-  /** Size of the first. */
-  readonly width: number;
-  readonly height: number;
-  /** How many there are; `null` for a lone picture, which is that of every frame. */
-  readonly count: number | null;
-  /** The maps for frames 0 … `count` − 1; can be iterated again. */
-  frames(count: number): AsyncIterable<Frame>;
-}
-
-/**
- * Opens the maps that `--control` names: a folder of PNG and JPEG pictures in the order of the
- * numbers in their names, or one such picture. They are maps of their kind already. Clips, and
- * making maps of ordinary pictures, have their place here.
- *
- * @throws {InputError} if there are none, or they cannot be read.
- */
-async function openMaps({ file }: MapsRequest): Promise<ControlMaps> {
-  if (await exists(file)) {
-    const picture = await readPicture(file);
-    return {
-      width: picture.width,
-      height: picture.height,
-      count: null,
-      frames: (count) => iterable(count, () => Promise.resolve(picture)),
-    };
-  }
-  const { fs, path } = await disk();
-  const found = await fs.readdir(file).catch(() => {
-    throw new InputError(`${file}: no such picture, or folder of pictures, with control maps`);
-  });
-  const names = found.filter((name) => /\.(png|jpe?g)$/i.test(name))
-    .sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-  if (names.length === 0) {
-    throw new InputError(`${file}: there are no PNG or JPEG pictures in this folder`);
-  }
-  const { width, height } = await readPicture(path.join(file, names[0]));
-  return {
-    width,
-    height,
-    count: names.length,
-    frames: () => iterable(names.length, (i) => readPicture(path.join(file, names[i]))),
-  };
-}
-
-function iterable(count: number, get: (i: number) => Promise<Frame>): AsyncIterable<Frame> {
-  return {
-    async *[Symbol.asyncIterator]() {
-      for (let i = 0; i < count; i++) yield await get(i);
-    },
-  };
 }
 
 /** Controls that are ready to act. */
@@ -218,7 +159,11 @@ export interface LoadedControls {
   /** Options of the library, besides those that the user has given. */
   readonly options: Partial<TextToVideoOptions>;
   /** What settings hold. */
-  readonly settings: Partial<ControlsRequest>;
+  readonly settings: Record<string, unknown>;
+  /** Frames a second of the maps; absent where they have no rate. */
+  readonly fps?: number;
+  /** Frees the nets and closes the clips. */
+  close(): Promise<void>;
 }
 
 /** Frames of a clip that nobody has counted. */
@@ -226,56 +171,77 @@ const DEFAULT_FRAMES = 8;
 
 /**
  * Opens maps and loads nets. What the user did not say follows from the maps: the number of frames,
- * and the size of the clip if it is one that the model can make.
+ * and the size of the clip.
  *
  * @param given What the user has said; for a picture `frames` is 1.
  * @throws {InputError} if maps or a net cannot be had.
  * @throws {WeightError} if a net is damaged, or of another kind.
  */
 export async function loadControls(
-  { controls, controlAttention, transferFrom }: ControlsRequest,
+  { controls, controlAttention, transferFrom, maps: how }: ControlsRequest,
   sd: StableDiffusion,
   given: Pick<TextToVideoOptions, "frames" | "frameIds" | "width" | "height">,
   { hub, say }: { readonly hub: HubOptions; readonly say: (text: string) => void },
 ): Promise<LoadedControls> {
-  const maps: ControlMaps[] = [];
-  for (const control of controls) maps.push(await openMaps(control));
   const { device, unet: { dtype, quantized: quantize }, source: style, factor } = sd;
-  const transfer = transferFrom === undefined
-    ? undefined
-    : { base: transferFrom, style: style === BUILT_IN_NAME ? BUILT_IN : style };
+  const { frameIds, width, height } = given;
+  let size = width !== undefined && height !== undefined ? { width, height } : undefined;
+  const maps: ControlMaps[] = [];
   const nets: ControlNetModel[] = [];
+  const close = async () => {
+    for (const net of nets) net.dispose();
+    for (const opened of maps) await opened.close();
+  };
   try {
+    for (const control of controls) {
+      const context = { size, factor, resolution: sd.defaultSize, say };
+      maps.push(await openMaps(control, how, device, context));
+      // The maps of other nets follow the first in size.
+      size ??= { width: maps[0].width, height: maps[0].height };
+    }
+    const transfer = transferFrom === undefined
+      ? undefined
+      : { base: transferFrom, style: style === BUILT_IN_NAME ? BUILT_IN : style };
     for (const { model } of controls) {
       say(`loading ControlNet ${model} (${dtype})`);
       nets.push(await ControlNetModel.load(model, { device, dtype, quantize, hub, transfer }));
     }
   } catch (error) {
-    for (const net of nets) net.dispose();
+    await close();
     throw error;
   }
-  const { frameIds, width, height } = given;
-  const counted = maps.map(({ count }) => count).find((count) => count !== null);
-  const frames = given.frames ?? counted ?? DEFAULT_FRAMES;
+  const counts = maps.map(({ count }) => count).filter((count) => count !== null);
+  const wanted = given.frames ?? counts[0] ?? DEFAULT_FRAMES;
+  const frames = how.controlShort === "stop" ? Math.min(wanted, ...counts) : wanted;
   const numbers = frameIds ? Math.max(...frameIds) + 1 : frames;
-  const [first] = maps;
-  const fits = [first.width, first.height].every((side) => side % factor === 0);
+  controls.forEach(({ file }, i) => {
+    const { count } = maps[i];
+    if (count === null || count >= numbers) return;
+    say(
+      `warning: ${file} has ${count} frames, fewer than the ${numbers} of the clip; ` +
+        (how.controlShort === "loop" ? "it begins again" : "its last one is held") +
+        " (--control-short hold, loop or stop)",
+    );
+  });
   return {
     nets,
     options: {
       ...(!frameIds && { frames }),
-      ...(width === undefined && height === undefined && fits && {
-        width: first.width,
-        height: first.height,
-      }),
+      ...(width === undefined && height === undefined && size),
       controls: controls.map(({ scale, start, end, guessMode }, i) => {
         return { model: nets[i], frames: maps[i].frames(numbers), scale, start, end, guessMode };
       }),
       ...(controlAttention && { controlAttention }),
     },
     settings: {
-      controls: controls.map((control, i) => ({ ...control, model: nets[i].source })),
+      controls: controls.map(({ sha256: _, ...control }, i) => {
+        const { sha256 } = maps[i];
+        return { ...control, model: nets[i].source, ...(sha256 && { sha256 }) };
+      }),
       ...(transferFrom !== undefined && { transferFrom }),
+      ...how,
     },
+    fps: maps.find(({ fps }) => fps !== undefined)?.fps,
+    close,
   };
 }

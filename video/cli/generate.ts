@@ -63,7 +63,7 @@ export async function generate(
     io.signal.throwIfAborted();
     const { video, options: { width, height } } = request;
     const fit = width !== undefined && height !== undefined ? { width, height } : undefined;
-    const input = video && await openInputVideo(video, device, fit);
+    const input = video && await openInputVideo(video, device, () => fit);
     try {
       const loaded = await loadModel(request, device, flags, io, say);
       let controls: LoadedControls | undefined;
@@ -72,7 +72,7 @@ export async function generate(
         controls = await withControls(request, loaded.sd, flags, io, say);
         await make(request, input, loaded, controls, flags, io, say);
       } finally {
-        for (const net of controls?.nets ?? []) net.dispose();
+        await controls?.close();
         loaded.sd.dispose();
       }
     } finally {
@@ -188,7 +188,7 @@ async function make(
   say: (text: string) => void,
 ): Promise<void> {
   const { prompt, targets, overwrite } = request;
-  const shown = request.fps ?? input?.fps ?? DEFAULT_FPS;
+  const shown = request.fps ?? input?.fps ?? controls?.fps ?? DEFAULT_FPS;
   const fps = shown * (request.options.double ? 2 : 1);
   const { signal } = io;
   const start = performance.now();

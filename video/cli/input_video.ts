@@ -71,13 +71,14 @@ export function isPicture(path: string): boolean {
 /**
  * Opens the part of a clip that is used: a video, a GIF, a folder of pictures, or a picture.
  *
- * @param fit The size of its frames, cropped in the middle, if no resolution decides.
+ * @param fit The size of its frames, cropped in the middle, by its own; none if the resolution
+ * decides.
  * @throws {InputError} if it cannot be read, or is not what settings were made with.
  */
 export async function openInputVideo(
   request: VideoRequest,
   device: Device,
-  fit?: Size,
+  fit: (own: Size) => Size | undefined,
 ): Promise<InputVideo> {
   const { video, videoSha256: wanted, start, end, videoFps, resolution } = request;
   const reader = await openVideo(video);
@@ -89,7 +90,8 @@ export async function openInputVideo(
           `${sha256}; give the right one with --video`,
       );
     }
-    const size = fit ? { fit } : { resolution };
+    const exact = fit(reader.info);
+    const size = exact ? { fit: { width: exact.width, height: exact.height } } : { resolution };
     const part = await prepareVideo(device, reader, { start, end, fps: videoFps, ...size });
     return {
       width: part.width,

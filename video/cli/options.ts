@@ -10,7 +10,9 @@ import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.t
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 import { parseMotion } from "../motion.ts";
-import { type ControlFlags, mapsOfKind, type MapsRequest } from "./controls.ts";
+import { atFrames, byteCount, collect, frameList, NUMBER, number, whole } from "./values.ts";
+import { addControlOptions } from "./control_options.ts";
+import type { ControlFlags } from "./controls.ts";
 
 /** Options of the commands that make pictures, as the parser gives them. */
 export interface GenerateFlags extends ControlFlags {
@@ -169,65 +171,6 @@ export const MODEL = "a diffusers folder, a .safetensors file, owner/name[@revis
 export const VARIANT = "precision to prefer where a model has several, such as fp16, or " +
   '"" for the plain files (default: fp16 when computing in f16, else the plain files)';
 
-const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
-
-/** A parser of numbers within bounds. */
-export function number(
-  { least = -Infinity, most = Infinity, above = -Infinity } = {},
-): (text: string) => number {
-  const bounds = [
-    above > -Infinity ? `above ${above}` : "",
-    least > -Infinity ? `of at least ${least}` : "",
-    most < Infinity ? `of at most ${most}` : "",
-  ].filter(Boolean).join(" and ");
-  return (text) => {
-    const value = Number(text);
-    if (NUMBER.test(text.trim()) && value >= least && value <= most && value > above) return value;
-    throw new InvalidArgumentError(`It must be a number ${bounds}`.trimEnd() + ".");
-  };
-}
-
-/** A parser of whole numbers within bounds. */
-export function whole(
-  least: number,
-  most: number = Number.MAX_SAFE_INTEGER,
-): (text: string) => number {
-  const bounds = most < Number.MAX_SAFE_INTEGER ? ` and at most ${most}` : "";
-  return (text) => {
-    const value = Number(text);
-    if (/^[+-]?\d+$/.test(text.trim()) && value >= least && value <= most) return value;
-    throw new InvalidArgumentError(`It must be a whole number of at least ${least}${bounds}.`);
-  };
-}
-
-const UNITS: Readonly<Record<string, number>> = {
-  MB: 1e6,
-  GB: 1e9,
-  MiB: 2 ** 20,
-  GiB: 2 ** 30,
-};
-
-/** Bytes: `"6GB"`, `"512 MiB"`. */
-export function byteCount(text: string): number {
-  const [, amount, unit] = /^\s*(\d+(?:\.\d+)?)\s*([MG]i?B)\s*$/.exec(text) ?? [];
-  const bytes = Math.floor(Number(amount) * UNITS[unit]);
-  if (bytes > 0 && bytes <= Number.MAX_SAFE_INTEGER) return bytes;
-  throw new InvalidArgumentError("It must be a size, such as 6GB or 512MiB.");
-}
-
-/** Frame numbers: `"0,4,8-11"` is 0, 4, 8, 9, 10, 11. */
-export function frameList(text: string): number[] {
-  const MOST = 100_000;
-  return text.split(",").flatMap((part) => {
-    const [, from, to] = /^\s*(\d{1,9})(?:-(\d{1,9}))?\s*$/.exec(part) ?? [];
-    const count = Number(to ?? from) - Number(from) + 1;
-    if (count >= 1 && count <= MOST) {
-      return Array.from({ length: count }, (_, i) => Number(from) + i);
-    }
-    throw new InvalidArgumentError(`It must list frame numbers and ranges, such as 0,8-15.`);
-  });
-}
-
 /**
  * A file with a weight behind a colon: `"style.safetensors:0.8"`. Colons of addresses, of drives
  * (`C:\style.safetensors`) and of what ends like a file are no such colon.
@@ -255,24 +198,6 @@ function schedulerName(text: string): string {
     throw new InvalidArgumentError(`It must be one of ${SHORT_NAMES}, or a class of diffusers.`);
   }
 }
-
-/** A parser that collects values at frames: `"12: a blue heart"`. */
-function atFrames<T>(
-  read: (text: string) => T,
-): (text: string, before?: AtFrames<T>) => AtFrames<T> {
-  return (text, before = {}) => {
-    const [, frame, value] = /^\s*(\d{1,9})\s*:\s*(.+)$/s.exec(text) ?? [];
-    if (frame === undefined) {
-      throw new InvalidArgumentError('It must be a frame number, a colon and a value: "12: …".');
-    }
-    if (Object.hasOwn(before, Number(frame))) {
-      throw new InvalidArgumentError(`Frame ${frame} is given twice.`);
-    }
-    return { ...before, [Number(frame)]: read(value) };
-  };
-}
-
-const collect = (text: string, before: string[] = []): string[] => [...before, text];
 
 /** What the camera does, in words. */
 function motionSentence(text: string): string {
@@ -374,33 +299,6 @@ export function addSharedOptions(command: Command): Command {
       "picture of the unfinished result, renewed every few steps; kitty, iTerm2 and others show " +
         "it too (- for there alone)",
     )
-    .option(
-      "--control <kind:file>",
-      "control maps, such as pose:dance/: a folder of pictures, or one for all frames; can be " +
-        "repeated, with a --controlnet each",
-      (text: string, before: MapsRequest[] = []) => [...before, mapsOfKind(text)],
-    )
-    .option("--controlnet <model>", "the ControlNet that reads them, as --model", collect)
-    .option(
-      "--control-scale <x>",
-      "how strongly it acts; can be repeated (default: 1)",
-      (text: string, before: number[] = []) => [...before, number()(text)],
-    )
-    .option(
-      "--control-start <x>",
-      "share of the steps before it acts",
-      number({ least: 0, most: 1 }),
-    )
-    .option(
-      "--control-end <x>",
-      "share of the steps after which it ends",
-      number({ least: 0, most: 1 }),
-    )
-    .option("--guess-mode", "let it act without a prompt, more weakly on details")
-    .option(
-      "--transfer-from <model>",
-      "move it to --model from the model that it was trained with, which this one was tuned from",
-    )
     .option("--taesd <file>", "TAESD decoder (.safetensors) for finer previews of big models")
     .option("--from <file>", "take the settings out of a file that framezero wrote")
     .option("--overwrite", "replace files that exist")
@@ -436,7 +334,7 @@ export function addFrameOptions(command: Command): Command {
 
 /** Adds the options of `image`. */
 export function addImageOptions(command: Command): Command {
-  return addStartImage(addSharedOptions(command))
+  return addControlOptions(addStartImage(addSharedOptions(command)))
     .option(
       "--strength <x>",
       "how far the picture of --init is left behind, 0 to 1 (default: 0.8; with --mask 1)",
@@ -450,7 +348,7 @@ export function addImageOptions(command: Command): Command {
 
 /** Adds the options of `video`. */
 export function addVideoOptions(command: Command): Command {
-  return addFrameOptions(addStartImage(addSharedOptions(command)))
+  return addControlOptions(addFrameOptions(addStartImage(addSharedOptions(command))))
     .option("--frames <n>", "number of frames (default: 8)", whole(1))
     .option("--fps <x>", "frames a second (default: 4)", number({ above: 0, most: 240 }))
     .option(
@@ -501,9 +399,5 @@ export function addVideoOptions(command: Command): Command {
     .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
     .option("--double", "make a frame between every two, and show twice as many a second")
     .option("--deflicker", "take flicker of brightness and colour out of the frames")
-    .addOption(
-      new Option("--control-attention <where>", "where frames attend to the first one")
-        .choices(["unet+controlnet", "unet"]),
-    )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

@@ -13,6 +13,7 @@ import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
 import { areControls, type ControlsRequest, controlsRequest } from "./controls.ts";
+import type { MapsOptions } from "./control_maps.ts";
 import { isPicture, type VideoNames, type VideoRequest, videoRequest } from "./input_video.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
@@ -171,6 +172,8 @@ const STORED = {
   loras: "object",
   controls: "object",
   controlAttention: "string",
+  controlSource: "string",
+  controlShort: "string",
   transferFrom: "string",
   dtype: "string",
   weights: "string",
@@ -181,7 +184,8 @@ const STORED = {
 interface Stored
   extends
     Omit<TextToVideoOptions, keyof ControlsRequest>,
-    Partial<ControlsRequest>,
+    Partial<Omit<ControlsRequest, "maps">>,
+    Pick<MapsOptions, "controlSource" | "controlShort">,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
     PictureNames,
@@ -210,7 +214,8 @@ export async function readRequest(
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
   const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...unpictured } = others;
-  const { controls, controlAttention, transferFrom, ...made } = unpictured;
+  const { controls, controlAttention, transferFrom, ...mapped } = unpictured;
+  const { controlSource, controlShort, ...made } = mapped;
   const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
   const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
   const { chunkSize: chunks, ...kept } = remaining;
@@ -299,7 +304,12 @@ export async function readRequest(
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
     controls: await asUsage(() =>
-      controlsRequest(flags, { controls, controlAttention, transferFrom })
+      controlsRequest(flags, {
+        controls,
+        controlAttention,
+        transferFrom,
+        maps: { start, end, videoFps, resolution, controlSource, controlShort },
+      })
     ),
     dtype: flags.dtype ?? dtype ?? "auto",
     weights: flags.weights ?? weights,
@@ -447,7 +457,8 @@ export function slug(prompt: string): string {
   return name || "clip";
 }
 
-async function checkTargets(targets: string[], overwrite: boolean): Promise<void> {
+/** Refuses targets of unknown kinds, and those that cannot be written. */
+export async function checkTargets(targets: readonly string[], overwrite: boolean): Promise<void> {
   for (const target of targets) {
     await asUsage(() => parseTarget(target));
     await checkTarget(target, { overwrite });
