@@ -257,7 +257,7 @@ export async function loadControls(
   const { frameIds, width, height } = given;
   const counted = maps.map(({ count }) => count).find((count) => count !== null);
   const frames = given.frames ?? counted ?? DEFAULT_FRAMES;
-  const numbers = frameIds ? Math.max(...frameIds) + 1 : frames;
+  const numbers = frameIds ? frameIds.reduce((most, id) => Math.max(most, id), 0) + 1 : frames;
   const [first] = maps;
   const fits = [first.width, first.height].every((side) => side % factor === 0);
   return {
