@@ -153,7 +153,7 @@ async function readMaps(
   { frameIds, counted, size, signal }: ControlledFrames,
 ): Promise<Frame[]> {
   const wanted = new Set(frameIds);
-  const due = Math.max(...frameIds) + 1;
+  const due = frameIds.reduce((most, id) => Math.max(most, id), 0) + 1;
   const found = new Map<number, Frame>();
   let count = 0;
   let last: Frame | undefined;

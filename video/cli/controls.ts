@@ -213,7 +213,7 @@ export async function loadControls(
   const counts = maps.map(({ count }) => count).filter((count) => count !== null);
   const wanted = given.frames ?? counts[0] ?? DEFAULT_FRAMES;
   const frames = how.controlShort === "stop" ? Math.min(wanted, ...counts) : wanted;
-  const numbers = frameIds ? Math.max(...frameIds) + 1 : frames;
+  const numbers = frameIds ? frameIds.reduce((most, id) => Math.max(most, id), 0) + 1 : frames;
   controls.forEach(({ file }, i) => {
     const { count } = maps[i];
     if (count === null || count >= numbers) return;
