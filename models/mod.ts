@@ -5,6 +5,7 @@
  */
 
 export {
+  type CrossAttentionObserver,
   disposeCache,
   type FrameAttention,
   type KeyValue,
@@ -69,8 +70,10 @@ export {
   type StableDiffusionParts,
 } from "./stable_diffusion.ts";
 export type { TextualInversion, TextualInversionOptions } from "./textual_inversion.ts";
+export type { TokenMap } from "./token_map.ts";
 export { TaesdDecoder } from "./taesd.ts";
 export { drawOrder, sourcesOf, type TokenMerging } from "./token_merging.ts";
+export { U2Net } from "./u2net.ts";
 export {
   type ControlResiduals,
   type DeepFeature,

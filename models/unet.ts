@@ -23,6 +23,7 @@ import {
 import { type FrameAttention, type KeyValueCache, SELF, type Transformer2D } from "./attention.ts";
 import type { UNetConfig } from "./config.ts";
 import { conv, norm } from "./layers.ts";
+import { fillTokenMap, mapStrides, type TokenMap } from "./token_map.ts";
 import { type BlockSettings, type Context, downBlock, midBlock, upBlock } from "./unet_blocks.ts";
 import {
   loadModel,
@@ -60,6 +61,8 @@ export interface UNetOptions {
   readonly control?: ControlResiduals | null;
   /** Deep feature to be kept for later steps, or used again. */
   readonly deep?: DeepFeature;
+  /** Tokens of the text whose attention is wanted; filled where everything is computed. */
+  readonly tokens?: TokenMap;
 }
 
 /** `SiLU(MLP(sin/cos(t)))` for each row, `[B, width]` in f32. */
@@ -102,11 +105,13 @@ export class UNet2DConditionModel {
   readonly config: UNetConfig;
   readonly #weights: Weights;
   readonly #network: Network;
+  readonly #mapStrides: readonly number[];
 
   private constructor(weights: Weights, config: UNetConfig) {
     this.config = config;
     this.#weights = weights;
     this.#network = network(weights, config);
+    this.#mapStrides = mapStrides(config.sampleSize);
   }
 
   /**
@@ -177,7 +182,7 @@ export class UNet2DConditionModel {
     sample: Tensor,
     timestep: number | Tensor,
     text: Tensor | KeyValueCache,
-    { frames = SELF, control = null, deep }: UNetOptions = {},
+    { frames = SELF, control = null, deep, tokens }: UNetOptions = {},
   ): Tensor {
     const [rows, channels] = sample.shape;
     if (sample.shape.length !== 4 || channels !== this.config.inChannels) {
@@ -195,7 +200,7 @@ export class UNet2DConditionModel {
         const context = {
           temb: this.#network.timeEmbedding(timestep, rows),
           text: cache,
-          frames,
+          frames: tokens ? { ...frames, onText: fillTokenMap(tokens, this.#mapStrides) } : frames,
         };
         const input = cast(sample, this.dtype);
         return cast(this.#network.forward(input, context, control, deep), "f32");

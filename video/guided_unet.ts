@@ -40,6 +40,8 @@ export interface GuidedUNetOptions {
   readonly merge?: number;
   /** Steps from one that computes everything to the next. Default 1. */
   readonly reuse?: number;
+  /** Tokens of the prompt whose share of the attention is wanted: places in its row of text. */
+  readonly subject?: readonly number[];
   /** Frees memory that this device can do without for now; tells whether it did. */
   readonly relieve?: () => boolean;
 }
@@ -65,6 +67,8 @@ interface Group {
   readonly timestep: Tensor;
   /** Deep features of each pass, made or used; none if they are never used again. */
   readonly deep: readonly Tensor[];
+  /** How much the group's frames attend to the subject, `[frames, 1, h, w]`; none if unwanted. */
+  readonly map: Tensor | undefined;
   readonly plan: Plan<Tensor>;
 }
 
@@ -80,6 +84,9 @@ export class GuidedUNet implements Disposable {
   /** Deep features of the last whole step, by the first frame of their group. */
   readonly #features = new Map<number, readonly Tensor[]>();
   readonly #merging: TokenMerging | undefined;
+  /** 1 at the tokens of the subject. */
+  readonly #chosen: Tensor | undefined;
+  #subjectMap: Tensor | undefined;
   readonly #arena: Arena;
 
   /**
@@ -108,12 +115,25 @@ export class GuidedUNet implements Disposable {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
     }
+    if (options.subject) {
+      const chosen = new Float32Array(hiddenStates.shape[1]);
+      for (const token of options.subject) chosen[token] = 1;
+      this.#chosen = unet.device.tensor(chosen, [1, 1, chosen.length], unet.dtype).keep();
+    }
     if (rows < guidance) this.#separate();
   }
 
   /** Device that it runs on. */
   get device(): Device {
     return this.#unet.device;
+  }
+
+  /**
+   * How much every frame attends to the subject, `[frames, 1, h, w]`: of the last prediction that
+   * computed everything, valid until the next.
+   */
+  get subjectMap(): Tensor | undefined {
+    return this.#subjectMap;
   }
 
   /** Whether guidance needs the negative prompt. */
@@ -142,6 +162,11 @@ export class GuidedUNet implements Disposable {
     this.#drawDestinations(timestep);
     let depth: Depth = step % reuse === 0 ? "whole" : "outer";
     const output = device.empty([frames, ...this.#outputShape(one)]).keep();
+    if (this.#chosen && this.#subjectMap?.shape[0] !== frames) {
+      this.#subjectMap?.dispose();
+      this.#subjectMap = device.empty([frames, 1, ...this.#cells]).keep();
+    }
+    const map = this.#subjectMap;
     try {
       for (let first = 0; first < frames;) {
         // The anchor is a group of its own, so that its keys and values are known to the others.
@@ -165,6 +190,7 @@ export class GuidedUNet implements Disposable {
           group.plan.run();
           if (depth === "whole") group.deep.forEach((deep, i) => assign(kept[i], deep));
           assign(output, group.plan.result, first * output.size / frames);
+          if (map && group.map) assign(map, group.map, first * map.size / frames);
         });
         first += count;
         await afterGroup();
@@ -251,6 +277,8 @@ export class GuidedUNet implements Disposable {
     const timestep = device.empty([1]).keep();
     const deep: Tensor[] = [];
     const merge = this.#merging;
+    const chosen = depth === "whole" ? this.#chosen : undefined;
+    const map = chosen && device.empty([frames, 1, ...cells]).keep();
     try {
       for (const { rows } of reuse > 1 ? this.#passes : []) {
         const extents = [rows * frames, config.blockOutChannels[0], ...cells];
@@ -267,6 +295,8 @@ export class GuidedUNet implements Disposable {
           const all = this.#unet.forward(input, timestep, text, {
             frames: attention,
             deep: deep.length ? { feature: deep[i], known: depth === "outer" } : undefined,
+            // The prompt's row is the last.
+            tokens: chosen && map && i === this.#passes.length - 1 ? { chosen, map } : undefined,
           });
           return Array.from({ length: rows }, (_, row) => narrow(all, 0, row * frames, frames));
         });
@@ -274,9 +304,10 @@ export class GuidedUNet implements Disposable {
         const guided = linearCombination([1 - guidanceScale, guidanceScale], noise);
         return guidanceRescale > 0 ? rescaleGuidance(guided, noise[1], guidanceRescale) : guided;
       }, this.#arena);
-      return { sample, timestep, deep, plan };
+      return { sample, timestep, deep, map, plan };
     } catch (error) {
       for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
+      map?.dispose();
       throw error;
     }
   }
@@ -287,8 +318,9 @@ export class GuidedUNet implements Disposable {
   }
 
   #forget(): void {
-    for (const { sample, timestep, deep, plan } of this.#groups.values()) {
+    for (const { sample, timestep, deep, map, plan } of this.#groups.values()) {
       plan.dispose();
+      map?.dispose();
       for (const tensor of [sample, timestep, ...deep]) tensor.dispose();
     }
     this.#groups.clear();
@@ -304,6 +336,8 @@ export class GuidedUNet implements Disposable {
     this.#forget();
     for (const { text } of this.#passes) disposeCache(text);
     this.#merging?.order.dispose();
+    this.#chosen?.dispose();
+    this.#subjectMap?.dispose();
   }
 
   /** Same as {@link GuidedUNet.dispose}, for `using`. */

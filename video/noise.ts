@@ -13,6 +13,8 @@ export interface NoiseSource {
   initial(shape: readonly number[]): Float32Array<ArrayBuffer>;
   /** Fresh noise for some frames, of shape `[frames, C, h, w]`. */
   frames(positions: readonly number[], shape: readonly number[]): Float32Array<ArrayBuffer>;
+  /** Another source that goes on as this one would: for doing the same steps twice. */
+  clone(): NoiseSource;
 }
 
 /**
@@ -20,7 +22,14 @@ export interface NoiseSource {
  * a frame does not depend on which other frames are made, nor on how they are grouped.
  */
 export function noisePerFrame(seed: number, frameIds: readonly number[]): NoiseSource {
-  const generators = new Map<number, Generator>();
+  return perFrame(seed, frameIds, new Map());
+}
+
+function perFrame(
+  seed: number,
+  frameIds: readonly number[],
+  generators: Map<number, Generator>,
+): NoiseSource {
   return {
     initial: (shape) => new Generator(seed).randn(shape),
     frames(positions, shape) {
@@ -34,6 +43,10 @@ export function noisePerFrame(seed: number, frameIds: readonly number[]): NoiseS
       });
       return out;
     },
+    clone() {
+      const copies = Array.from(generators, ([k, generator]) => [k, generator.clone()] as const);
+      return perFrame(seed, frameIds, new Map(copies));
+    },
   };
 }
 
@@ -42,5 +55,6 @@ export function noiseOfDiffusers(generator: Generator): NoiseSource {
   return {
     initial: (shape) => generator.randn(shape),
     frames: (_, shape) => generator.randn(shape),
+    clone: () => noiseOfDiffusers(generator.clone()),
   };
 }

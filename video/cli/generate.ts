@@ -24,6 +24,7 @@ import type { CommandIo } from "./io.ts";
 import type { DtypeChoice, GenerateFlags } from "./options.ts";
 import { checkTerminal, openPreview, type Preview } from "./preview.ts";
 import { asUsage, type Kind, type ModelRequest, readRequest, type Request } from "./request.ts";
+import { openSmoothing } from "./smoothing.ts";
 
 /** What is said about the built-in model, which knows little. */
 const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
@@ -53,7 +54,13 @@ export async function generate(
     const loaded = await loadModel(request, device, flags, io, say);
     try {
       await loadEmbeddings(request, loaded.sd, say);
-      await make(request, loaded, flags, io, say);
+      const smoothing = request.smoothing && await openSmoothing(request.smoothing, device);
+      try {
+        const options = { ...request.options, smoothing: smoothing?.options };
+        await make({ ...request, options }, loaded, flags, io, say);
+      } finally {
+        smoothing?.dispose();
+      }
     } finally {
       loaded.sd.dispose();
     }
@@ -156,6 +163,7 @@ async function make(
     ...clip.settings,
     ...origin,
     ...request.pictures,
+    ...request.smoothing,
     fps,
   };
   say(`"${prompt}", ${describe(clip)}`);

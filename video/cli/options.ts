@@ -7,6 +7,7 @@
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
+import type { SmoothingBlend } from "../background_smoothing.ts";
 
 /** Options that `image` and `video` share, as the parser gives them. */
 export interface GenerateFlags {
@@ -108,6 +109,16 @@ export interface GenerateFlags {
   crossFrame?: boolean;
   /** Whether frames are moved; absent in `image`. */
   motion?: boolean;
+  /** How much of its own background a frame keeps. */
+  smooth?: number;
+  /** Whose formula of smoothing. */
+  smoothBlend?: SmoothingBlend;
+  /** Word of the prompt that is the foreground. */
+  subject?: string;
+  /** Masks of the foreground. */
+  maskVideo?: string;
+  /** Weights of a network that finds the foreground. */
+  saliency?: string;
 }
 
 /** A LoRA, in the words of the command line. */
@@ -369,5 +380,25 @@ export function addVideoOptions(command: Command): Command {
     .option("--frames-dir <folder>", "also write every frame as a PNG file")
     .option("--no-cross-frame", "let every frame attend to itself only")
     .option("--no-motion", "do not move the frames")
+    .option(
+      "--smooth <a>",
+      "smooth the background: how much of its own each frame keeps, 0 to 1 (default: 0.4)",
+      number({ least: 0, most: 1 }),
+    )
+    .addOption(
+      new Option(
+        "--smooth-blend <kind>",
+        "formula of the authors' code or of the paper (default: code)",
+      ).choices(["code", "paper"]),
+    )
+    .option("--subject <word>", "smooth behind this word of the prompt")
+    .option(
+      "--mask-video <path>",
+      "smooth where these masks are dark: a folder with a picture for each frame, or one picture",
+    )
+    .option(
+      "--saliency <file>",
+      "smooth behind what stands out to U²-Net or U²-Net-p (.safetensors)",
+    )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

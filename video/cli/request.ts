@@ -13,6 +13,7 @@ import type { TextToVideoOptions } from "../text_to_video_zero.ts";
 import { checkTarget, readSettings } from "../writer.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
+import { checkSmoothing, type SmoothingNames, smoothingNames } from "./smoothing.ts";
 
 /** Which command runs. */
 export type Kind = "video" | "image";
@@ -46,6 +47,8 @@ export interface Request {
   readonly options: LibraryOptions;
   /** Where the pictures among them lie. */
   readonly pictures: PictureNames;
+  /** How the background of a video is smoothed, if it is. */
+  readonly smoothing?: SmoothingNames;
   /** The model; absent for the built-in one. */
   readonly model?: ModelRequest;
   /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
@@ -125,6 +128,11 @@ const STORED = {
   t1: "number",
   crossFrame: "boolean",
   motion: "boolean",
+  smooth: "number",
+  smoothBlend: "string",
+  subject: "string",
+  maskVideo: "string",
+  saliency: "string",
   compat: "string",
   model: "string",
   variant: "string",
@@ -149,6 +157,7 @@ interface Stored
     TextToVideoOptions,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
+    SmoothingNames,
     PictureNames {
   prompt?: string;
   embeddings?: string[];
@@ -172,7 +181,8 @@ export async function readRequest(
   const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
   const { prompt: stored, embeddings, loras, dtype, weights, fps, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...made } = others;
-  const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = made;
+  const { smooth, smoothBlend, subject, maskVideo, saliency, ...unsmoothed } = made;
+  const { model, variant, tokenizer, vae, config, modelSha256, ...kept } = unsmoothed;
   const demo = flags.demo ? DEMO : undefined;
   const prompt = typed ?? stored ?? demo?.prompt;
   if (!prompt?.trim()) {
@@ -197,6 +207,12 @@ export async function readRequest(
     ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
     ...(flags.mask !== undefined ? { mask: flags.mask } : kind === "image" && { mask, maskSha256 }),
   });
+  const smoothing = kind === "video"
+    ? await asUsage(() =>
+      smoothingNames(flags, { smooth, smoothBlend, subject, maskVideo, saliency })
+    )
+    : undefined;
+  await checkSmoothing(smoothing);
   const overwrite = flags.overwrite ?? flags.demo ?? false;
   const targets = [...flags.output ?? []];
   if (flags.framesDir !== undefined) targets.push(`${flags.framesDir}/`);
@@ -215,6 +231,7 @@ export async function readRequest(
     prompt,
     options: { ...options, ...pictures.options },
     pictures: pictures.names,
+    smoothing,
     model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
