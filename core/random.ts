@@ -63,6 +63,16 @@ export class Generator {
     seedByWord(this.#twister, low);
   }
 
+  /** Another generator that goes on as this one would, `torch.Generator.clone_state`. */
+  clone(): Generator {
+    const copy = new Generator(this.seed, this.kind);
+    copy.#twister.words.set(this.#twister.words);
+    copy.#twister.used = this.#twister.used;
+    copy.#cachedNormal = this.#cachedNormal;
+    copy.#normalCalls = this.#normalCalls;
+    return copy;
+  }
+
   /**
    * Standard normal numbers, drawn as `torch.randn` does for float32: fewer than 16 by pairs in
    * double precision, from 16 on in blocks of 8 cosines and 8 sines (Box & Muller 1958).

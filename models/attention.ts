@@ -89,7 +89,12 @@ export interface FrameAttention {
   readonly lookBack?: LookBack;
   /** Merges tokens around self-attention in the blocks of full resolution. Default: none. */
   readonly merge?: TokenMerging;
+  /** Sees what is compared in cross-attention. */
+  readonly onText?: CrossAttentionObserver;
 }
+
+/** Sees queries `[rows, C, N]` and keys of the text, `[rows of text, C, tokens]`, of a layer. */
+export type CrossAttentionObserver = (queries: Tensor, keys: Tensor, heads: number) => void;
 
 /** Frames that do not see each other. */
 export const SELF: FrameAttention = { mode: "self", frames: 1 };
@@ -105,6 +110,7 @@ export interface AttentionLayer {
     kv: KeyValue,
     frames: FrameAttention,
     kvFrames: number,
+    observer?: CrossAttentionObserver,
   ): Tensor;
 }
 
@@ -132,7 +138,12 @@ export function attentionLayer(
       { key, value }: KeyValue,
       { mode, frames }: FrameAttention,
       kvFrames: number,
-    ) => toOut(attention(toQ(x), key, value, { heads, mode, frames, kvFrames }), { residual }),
+      observer?: CrossAttentionObserver,
+    ) => {
+      const q = toQ(x);
+      observer?.(q, key, heads);
+      return toOut(attention(q, key, value, { heads, mode, frames, kvFrames }), { residual });
+    },
   );
   return { project: (tokens) => ({ key: toK(tokens), value: toV(tokens) }), attend };
 }
@@ -245,7 +256,7 @@ export function transformerBlock(
     const kv = text.get(path) as KeyValue;
     // One text row serves all frames of its guidance row.
     const perText = { mode: "self", frames: x.shape[0] / kv.key.shape[0] } as const;
-    const h2 = x.device.scope(() => attn2.attend(h1, norm2(h1), kv, perText, 1));
+    const h2 = x.device.scope(() => attn2.attend(h1, norm2(h1), kv, perText, 1, frames.onText));
     h1.dispose();
     return ff(h2, norm3(h2));
   });

@@ -5,6 +5,7 @@
  */
 
 export {
+  type CrossAttentionObserver,
   disposeCache,
   type FrameAttention,
   type KeyValue,
@@ -81,8 +82,10 @@ export {
   type StableDiffusionParts,
 } from "./stable_diffusion.ts";
 export type { TextualInversion, TextualInversionOptions } from "./textual_inversion.ts";
+export type { TokenMap } from "./token_map.ts";
 export { TaesdDecoder } from "./taesd.ts";
 export { drawOrder, sourcesOf, type TokenMerging } from "./token_merging.ts";
+export { U2Net } from "./u2net.ts";
 export { type DeepFeature, UNet2DConditionModel, type UNetOptions } from "./unet.ts";
 export { AutoencoderKL, type LatentDistribution, type VaeOptions } from "./vae.ts";
 export type { ModelOptions, Observer, WeightSource } from "./weights.ts";

@@ -80,20 +80,13 @@ interface Row {
 export function encodePrompts(
   { device, tokenizer, textEncoder, inversions }: PromptEncoder,
   prompts: readonly string[],
-  { promptWeights = false, clipSkip = 0, longPrompts = false }: PromptOptions = {},
+  options: PromptOptions = {},
 ): EncodedPrompts {
+  const { clipSkip = 0 } = options;
   const { numHiddenLayers, vocabSize } = textEncoder.config;
   checkClipSkip(clipSkip, numHiddenLayers);
   const added = addedTokens(inversions, vocabSize);
-  const read = prompts.map((prompt) => {
-    const { parts, unbalanced } = promptWeights
-      ? parsePromptWeights(prompt)
-      : { parts: [{ text: prompt, weight: 1 }], unbalanced: "" };
-    const words = parts.flatMap(({ text, weight }) => wordsOf(tokenizer, added, text, weight));
-    const room = tokenizer.maxLength - 2;
-    if (longPrompts) return { pieces: divide(words, Math.max(1, room)), cut: "", unbalanced };
-    return { ...truncate(tokenizer, words, room), unbalanced };
-  });
+  const read = prompts.map((prompt) => readPrompt(tokenizer, added, prompt, options));
   const count = Math.max(...read.map(({ pieces }) => pieces.length));
   const rows = read.flatMap(({ pieces }) =>
     Array.from({ length: count }, (_, i) => rowOf(tokenizer, pieces[i] ?? []))
@@ -112,6 +105,58 @@ export function encodePrompts(
     cut: read.map(({ cut }) => cut),
     unbalanced: read.map(({ unbalanced }) => unbalanced),
   };
+}
+
+/** The words of a prompt as far as they fit, in rows; what did not, and brackets without partners. */
+function readPrompt(
+  tokenizer: ClipTokenizer,
+  added: AddedTokens,
+  prompt: string,
+  { promptWeights = false, longPrompts = false }: PromptOptions,
+): { pieces: Word[][]; cut: string; unbalanced: string } {
+  const { parts, unbalanced } = promptWeights
+    ? parsePromptWeights(prompt)
+    : { parts: [{ text: prompt, weight: 1 }], unbalanced: "" };
+  const words = parts.flatMap(({ text, weight }) => wordsOf(tokenizer, added, text, weight));
+  const room = tokenizer.maxLength - 2;
+  if (longPrompts) return { pieces: divide(words, Math.max(1, room)), cut: "", unbalanced };
+  return { ...truncate(tokenizer, words, room), unbalanced };
+}
+
+/**
+ * Where a word, or several that follow each other, stand among the tokens of an encoded prompt:
+ * wherever they occur, all of their tokens.
+ *
+ * @returns Places in the hidden states of {@link encodePrompts}, one at least.
+ * @throws {InputError} naming the words that there are, if they do not occur.
+ */
+export function findWords(
+  { tokenizer, textEncoder, inversions }: Pick<
+    PromptEncoder,
+    "tokenizer" | "textEncoder" | "inversions"
+  >,
+  prompt: string,
+  words: string,
+  options: PromptOptions = {},
+): number[] {
+  const added = addedTokens(inversions, textEncoder.config.vocabSize);
+  const wanted = wordsOf(tokenizer, added, words, 1).map(({ ids }) => ids.join());
+  const { pieces } = readPrompt(tokenizer, added, prompt, options);
+  const found = new Set<number>();
+  pieces.forEach((piece, row) => {
+    const starts = [1 + row * tokenizer.maxLength];
+    for (const { ids } of piece) starts.push(starts[starts.length - 1] + ids.length);
+    piece.forEach((_, i) => {
+      if (!wanted.length || wanted.some((ids, j) => piece[i + j]?.ids.join() !== ids)) return;
+      for (let at = starts[i]; at < starts[i + wanted.length]; at++) found.add(at);
+    });
+  });
+  if (found.size) return [...found];
+  const known = pieces.flat().map(({ ids, token }) => token ?? tokenizer.decode(ids));
+  const list = [...new Set(known)].filter((word) => /[\p{L}\p{N}]/u.test(word));
+  throw new InputError(
+    `the prompt has no word ${JSON.stringify(words)}; its words are ${list.join(", ") || "none"}`,
+  );
 }
 
 /**

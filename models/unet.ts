@@ -22,6 +22,7 @@ import { skipWidths, type UNetConfig } from "./config.ts";
 import { addRows, type ControlResiduals } from "./control_residuals.ts";
 import { blockSettings, encoder, projectText, type TimeEmbedding } from "./encoder.ts";
 import { conv, norm } from "./layers.ts";
+import { fillTokenMap, mapStrides, type TokenMap } from "./token_map.ts";
 import { type Context, upBlock } from "./unet_blocks.ts";
 import {
   loadModel,
@@ -51,6 +52,8 @@ export interface UNetOptions {
   readonly control?: ControlResiduals | null;
   /** Deep feature to be kept for later steps, or used again. */
   readonly deep?: DeepFeature;
+  /** Tokens of the text whose attention is wanted; filled where everything is computed. */
+  readonly tokens?: TokenMap;
 }
 
 /** The UNet of Stable Diffusion 1.x. */
@@ -59,11 +62,13 @@ export class UNet2DConditionModel {
   readonly config: UNetConfig;
   readonly #weights: Weights;
   readonly #network: Network;
+  readonly #mapStrides: readonly number[];
 
   private constructor(weights: Weights, config: UNetConfig) {
     this.config = config;
     this.#weights = weights;
     this.#network = network(weights, config);
+    this.#mapStrides = mapStrides(config.sampleSize);
   }
 
   /**
@@ -119,7 +124,7 @@ export class UNet2DConditionModel {
     sample: Tensor,
     timestep: number | Tensor,
     text: Tensor | KeyValueCache,
-    { frames = SELF, control = null, deep }: UNetOptions = {},
+    { frames = SELF, control = null, deep, tokens }: UNetOptions = {},
   ): Tensor {
     const [rows, channels] = sample.shape;
     if (sample.shape.length !== 4 || channels !== this.config.inChannels) {
@@ -137,7 +142,7 @@ export class UNet2DConditionModel {
         const context = {
           temb: this.#network.timeEmbedding(timestep, rows),
           text: cache,
-          frames,
+          frames: tokens ? { ...frames, onText: fillTokenMap(tokens, this.#mapStrides) } : frames,
         };
         const input = cast(sample, this.dtype);
         return cast(this.#network.forward(input, context, control, deep), "f32");

@@ -52,6 +52,8 @@ export interface Camera {
    * @param level Standard deviation of their noise.
    */
   move(latents: Tensor, frameId: number, level: number): Tensor;
+  /** A mask of the first frame's cells, `[1, 1, h, w]`, where that frame has them: whole cells. */
+  moveMask(mask: Tensor, frameId: number): Tensor;
 }
 
 /**
@@ -81,6 +83,7 @@ export function cameraOf(
       if (!noise) return warpByCells(latents, at(frameId));
       return warpBetweenCells(latents, at(frameId), noise, level);
     },
+    moveMask: (mask, frameId) => motion === false ? mask : warpByCells(mask, at(frameId)),
   };
 }
 

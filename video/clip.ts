@@ -14,7 +14,7 @@ import type { Frame } from "./frame.ts";
 /** One denoising step that was just made. */
 export interface ClipStep {
   /** Which part of the method it belongs to. */
-  readonly phase: "inversion" | "anchor" | "frames";
+  readonly phase: "inversion" | "anchor" | "frames" | "smoothing";
   /** Steps made so far, this one included. */
   readonly step: number;
   /** Steps in all. */

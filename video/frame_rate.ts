@@ -24,9 +24,12 @@ export function withMiddles(frameIds: readonly number[]): number[] {
  * @param frameIds The numbers without the middles; positions count with them.
  */
 export function noiseWithMiddles(seed: number, frameIds: readonly number[]): NoiseSource {
-  const own = noisePerFrame(seed, frameIds);
+  const source = () => noisePerFrame(seed, frameIds);
   // A middle draws what its neighbours draw, at its own pace.
-  const [before, behind] = [noisePerFrame(seed, frameIds), noisePerFrame(seed, frameIds)];
+  return middlesAmong(source(), source(), source());
+}
+
+function middlesAmong(own: NoiseSource, before: NoiseSource, behind: NoiseSource): NoiseSource {
   return {
     initial: (shape) => own.initial(shape),
     frames(positions, shape) {
@@ -38,6 +41,7 @@ export function noiseWithMiddles(seed: number, frameIds: readonly number[]): Noi
       });
       return Float32Array.from(draws.flatMap((draw) => [...draw]));
     },
+    clone: () => middlesAmong(own.clone(), before.clone(), behind.clone()),
   };
 }
 

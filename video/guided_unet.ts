@@ -71,6 +71,8 @@ export interface GuidedUNetOptions extends GuidanceScales {
   readonly reuse?: number;
   /** ControlNets, and their maps. */
   readonly control?: ControlSettings;
+  /** Tokens of the prompt whose share of the attention is wanted: places in its row of text. */
+  readonly subject?: readonly number[];
   /** Frees memory that this device can do without for now; tells whether it did. */
   readonly relieve?: () => boolean;
 }
@@ -117,6 +119,8 @@ interface Group {
   readonly deep: readonly Tensor[];
   /** Embedded maps of the ControlNets that act. */
   readonly maps: readonly Tensor[];
+  /** How much the group's frames attend to the subject, `[frames, 1, h, w]`; none if unwanted. */
+  readonly map: Tensor | undefined;
   readonly plan: Plan<Tensor>;
 }
 
@@ -136,6 +140,9 @@ export class GuidedUNet implements Disposable {
   /** Deep features of the last whole step, by the first frame of their group. */
   readonly #features = new Map<number, readonly Tensor[]>();
   readonly #merging: TokenMerging | undefined;
+  /** 1 at the tokens of the subject. */
+  readonly #chosen: Tensor | undefined;
+  #subjectMap: Tensor | undefined;
   readonly #arena: Arena;
 
   /**
@@ -179,12 +186,25 @@ export class GuidedUNet implements Disposable {
       const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
       this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
     }
+    if (options.subject) {
+      const chosen = new Float32Array(hiddenStates.shape[1]);
+      for (const token of options.subject) chosen[token] = 1;
+      this.#chosen = unet.device.tensor(chosen, [1, 1, chosen.length], unet.dtype).keep();
+    }
     if (rows < guidance.length) this.#separate();
   }
 
   /** Device that it runs on. */
   get device(): Device {
     return this.#unet.device;
+  }
+
+  /**
+   * How much every frame attends to the subject, `[frames, 1, h, w]`: of the last prediction that
+   * computed everything, valid until the next.
+   */
+  get subjectMap(): Tensor | undefined {
+    return this.#subjectMap;
   }
 
   /**
@@ -216,6 +236,11 @@ export class GuidedUNet implements Disposable {
       depth = "whole";
     }
     const output = device.empty([frames, ...this.#outputShape(one)]).keep();
+    if (this.#chosen && this.#subjectMap?.shape[0] !== frames) {
+      this.#subjectMap?.dispose();
+      this.#subjectMap = device.empty([frames, 1, ...this.#cells]).keep();
+    }
+    const map = this.#subjectMap;
     try {
       for (let first = 0; first < frames;) {
         // The anchor is a group of its own, so that its keys and values are known to the others.
@@ -241,6 +266,7 @@ export class GuidedUNet implements Disposable {
           group.plan.run();
           if (depth === "whole") group.deep.forEach((deep, i) => assign(kept[i], deep));
           assign(output, group.plan.result, first * output.size / frames);
+          if (map && group.map) assign(map, group.map, first * map.size / frames);
         });
         first += count;
         await afterGroup();
@@ -342,8 +368,18 @@ export class GuidedUNet implements Disposable {
     const texts: Tensor[] = [];
     const maps: Tensor[] = [];
     const scales = guidanceAt ? device.empty([frames, 1, 1, 1]).keep() : null;
-    const inputs = () => [sample, timestep, ...deep, ...texts, ...maps, ...scales ? [scales] : []];
+    const inputs = () => [
+      sample,
+      timestep,
+      ...deep,
+      ...texts,
+      ...maps,
+      ...scales ? [scales] : [],
+      ...map ? [map] : [],
+    ];
     const merge = this.#merging;
+    const chosen = depth === "whole" ? this.#chosen : undefined;
+    const map = chosen && device.empty([frames, 1, ...cells]).keep();
     try {
       maps.push(...this.#control?.inputs(frames, cells) ?? []);
       for (const { guidance } of textAt ? this.#passes : []) {
@@ -374,6 +410,8 @@ export class GuidedUNet implements Disposable {
             const outer = depth === "outer";
             return this.#unet.forward(input, timestep, texts[i] ?? text, {
               frames: attention,
+              // The prompt's row is the last.
+              tokens: chosen && map && i === this.#passes.length - 1 ? { chosen, map } : undefined,
               deep: deep.length ? { feature: deep[i], known: outer } : undefined,
               control: this.#control?.residuals({
                 pass: i,
@@ -396,7 +434,7 @@ export class GuidedUNet implements Disposable {
           : linearCombination(this.#guidance.map(({ weight }) => weight), noise);
         return guidanceRescale > 0 ? rescaleGuidance(guided, positive, guidanceRescale) : guided;
       }, this.#arena);
-      return { sample, timestep, texts, scales, deep, maps, plan };
+      return { sample, timestep, texts, scales, deep, maps, map, plan };
     } catch (error) {
       for (const tensor of inputs()) tensor.dispose();
       throw error;
@@ -410,10 +448,11 @@ export class GuidedUNet implements Disposable {
 
   #forget(): void {
     for (const group of this.#groups.values()) {
-      const { sample, timestep, texts, scales, deep, maps, plan } = group;
+      const { sample, timestep, texts, scales, deep, maps, map, plan } = group;
       plan.dispose();
       for (const tensor of [sample, timestep, ...texts, ...deep, ...maps]) tensor.dispose();
       scales?.dispose();
+      map?.dispose();
     }
     this.#groups.clear();
     this.#dropFeatures();
@@ -430,6 +469,8 @@ export class GuidedUNet implements Disposable {
     for (const { text } of this.#passes) disposeCache(text);
     this.#control?.dispose();
     this.#merging?.order.dispose();
+    this.#chosen?.dispose();
+    this.#subjectMap?.dispose();
   }
 
   /** Same as {@link GuidedUNet.dispose}, for `using`. */

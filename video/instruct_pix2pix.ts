@@ -127,7 +127,7 @@ export function videoInstructPix2Pix(
   const noise = compat === "original"
     ? noiseOfDiffusers(options.generator ?? new Generator(seed))
     : sharedNoise
-    ? noiseShared(seed)
+    ? noiseShared(new Generator(seed))
     : noisePerFrame(seed, frameIds);
   const warnings = samplerWarnings(settled, scheduler);
 

@@ -105,7 +105,7 @@ export async function* invertPicture(
 const copy = (tensor: Tensor): Tensor => linearCombination([1], [tensor]);
 
 /** Deterministic steps draw nothing. */
-const NO_NOISE: NoiseSource = { initial: unasked, frames: unasked };
+const NO_NOISE: NoiseSource = { initial: unasked, frames: unasked, clone: unasked };
 
 function unasked(): never {
   throw new Error("inversion is deterministic and draws no noise");

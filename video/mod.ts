@@ -4,12 +4,14 @@
  * @module
  */
 
+export type { Mask, SmoothingBlend } from "./background_smoothing.ts";
 export type { Clip, ClipStep } from "./clip.ts";
 export * from "./conditions/mod.ts";
 export type { CameraOptions } from "./camera.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
 export { deflicker } from "./deflicker.ts";
 export type { ControlAttention, ControlOptions } from "./controlled_video.ts";
+export { type MaskDetector, type MaskSource, salientObjects, type Subject } from "./foreground.ts";
 export type { Frame } from "./frame.ts";
 export type { FrameAttentionChoice } from "./frame_attention.ts";
 export type { GenerationOptions } from "./generation.ts";
@@ -52,6 +54,7 @@ export { openVideo, type VideoInfo, type VideoReader } from "./reader.ts";
 export type { AtFrames, ChangingText } from "./prompt_travel.ts";
 export { readPicture, type Size } from "./picture.ts";
 export type { NoiseOrder, NormalSource } from "./noise.ts";
+export type { BackgroundSmoothing } from "./smoothed_pass.ts";
 export type { StartImageOptions } from "./start_image.ts";
 export { textToImage, type TextToImageOptions } from "./text_to_image.ts";
 export { type Intermediate, textToVideo, type TextToVideoOptions } from "./text_to_video_zero.ts";

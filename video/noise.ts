@@ -13,6 +13,8 @@ export interface NoiseSource {
   initial(shape: readonly number[]): Float32Array<ArrayBuffer>;
   /** Fresh noise for some frames, of shape `[frames, C, h, w]`. */
   frames(positions: readonly number[], shape: readonly number[]): Float32Array<ArrayBuffer>;
+  /** Another source that goes on as this one would: for doing the same steps twice. */
+  clone(): NoiseSource;
 }
 
 /**
@@ -20,7 +22,14 @@ export interface NoiseSource {
  * a frame does not depend on which other frames are made, nor on how they are grouped.
  */
 export function noisePerFrame(seed: number, frameIds: readonly number[]): NoiseSource {
-  const generators = new Map<number, Generator>();
+  return perFrame(seed, frameIds, new Map());
+}
+
+function perFrame(
+  seed: number,
+  frameIds: readonly number[],
+  generators: Map<number, Generator>,
+): NoiseSource {
   return {
     initial: (shape) => new Generator(seed).randn(shape),
     frames(positions, shape) {
@@ -34,17 +43,27 @@ export function noisePerFrame(seed: number, frameIds: readonly number[]): NoiseS
       });
       return out;
     },
+    clone() {
+      const copies = Array.from(generators, ([k, generator]) => [k, generator.clone()] as const);
+      return perFrame(seed, frameIds, new Map(copies));
+    },
   };
 }
 
 /** What random numbers are drawn from. */
-export type NormalSource = Pick<Generator, "randn">;
+export interface NormalSource {
+  /** Normal numbers, enough to fill a shape. */
+  randn(shape: readonly number[]): Float32Array<ArrayBuffer>;
+  /** Another one that goes on as this one would. */
+  clone(): NormalSource;
+}
 
 /** One generator for everything, in the order in which diffusers' pipeline draws. */
 export function noiseOfDiffusers(generator: NormalSource): NoiseSource {
   return {
     initial: (shape) => generator.randn(shape),
     frames: (_, shape) => generator.randn(shape),
+    clone: () => noiseOfDiffusers(generator.clone()),
   };
 }
 
@@ -68,12 +87,12 @@ export function noiseOfOriginal(generator: NormalSource): NoiseSource {
       }
       return out;
     },
+    clone: () => noiseOfOriginal(generator.clone()),
   };
 }
 
 /** The noise that diffusers' pipelines draw for one picture, the same for every frame. */
-export function noiseShared(seed: number): NoiseSource {
-  const generator = new Generator(seed);
+export function noiseShared(generator: NormalSource): NoiseSource {
   return {
     initial: (shape) => generator.randn(shape),
     frames(_, [frames, ...rest]) {
@@ -82,6 +101,7 @@ export function noiseShared(seed: number): NoiseSource {
       for (let k = 0; k < frames; k++) out.set(one, k * one.length);
       return out;
     },
+    clone: () => noiseShared(generator.clone()),
   };
 }
 

@@ -9,7 +9,7 @@
  * 3. Cross-frame attention (§3.3): from T1 all frames are denoised together; in every
  *    self-attention layer each frame attends to the first one ({@link GuidedUNet}).
  *
- * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
+ * Background smoothing (§3.4) goes around step 3: {@link denoiseTogether}. With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
  * 3 the first frame stays on that way: it is the picture, and the others attend to it.
  *
  * With controls there is no motion unless it is asked for: {@link denoiseControlled} takes the place
@@ -62,6 +62,16 @@ import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts"
 import { type NoiseOrder, noiseSource, type NormalSource } from "./noise.ts";
 import { type ChangingText, courseOf } from "./prompt_travel.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
+import {
+  type BackgroundSmoothing,
+  denoiseTogether,
+  type JointPass,
+  readMasks,
+  settleSmoothing,
+  type Smoother,
+  smoothingSettings,
+  watchedTokens,
+} from "./smoothed_pass.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
 
 /** Options of {@link textToVideo}. */
@@ -107,7 +117,12 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
    * added their last residual to the input of the UNet's middle besides.
    */
   compat?: NoiseOrder;
-  /** x_T of the first frame, `[1, 4, h, w]`, instead of drawing it. */
+  /** Draws the backgrounds of all frames towards the first one's. Default: none. */
+  smoothing?: BackgroundSmoothing;
+  /**
+   * x_T of the first frame, `[1, 4, h, w]`, instead of drawing it; or of all frames,
+   * `[frames, 4, h, w]`: then each is denoised from its own, and nothing is moved.
+   */
   latents?: Tensor;
   /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
   noise?: Tensor;
@@ -128,7 +143,9 @@ export type Intermediate =
   | "t0_t1"
   | "alpha_prod"
   | "x_2k_t1"
-  | "timesteps_2";
+  | "timesteps_2"
+  | "foreground"
+  | "x_t1_smoothed";
 
 /** Where in the timesteps the frames part: the first frame's way to T1, T1 to T0, and T1 to 0. */
 interface Segments {
@@ -138,11 +155,14 @@ interface Segments {
 }
 
 interface VideoSettings {
+  readonly sd: StableDiffusion;
   readonly camera: Camera;
   readonly t0: number;
   readonly t1: number;
   readonly frameIds: readonly number[];
   readonly latentShape: readonly number[];
+  readonly smoother: Smoother | undefined;
+  readonly warnings: string[];
 }
 
 /**
@@ -174,7 +194,8 @@ export function textToVideo(
   const course = courseOf(settled, options, frameIds);
   const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
   const { controlAttention = "unet+controlnet" } = options;
-  const { motion = controls.length === 0 } = options;
+  const ownStarts = frameIds.length > 1 && options.latents?.shape[0] === frameIds.length;
+  const { motion = controls.length === 0 && !ownStarts } = options;
   const alike = controls.length > 0 && motion === false;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const camera = cameraOf({ ...options, motion }, defaults, { frameIds, seed, latentShape });
@@ -190,15 +211,17 @@ export function textToVideo(
         `"${compat}" draws it for all at once; leave one of them out`,
     );
   }
-  const video = { camera, t0, t1, frameIds, latentShape };
-  checkGiven("latents", options.latents, latentShape);
+  checkGiven("latents", options.latents, [
+    ownStarts ? frameIds.length : 1,
+    ...latentShape.slice(1),
+  ]);
   checkGiven("noise", options.noise, [frameIds.length - 1, ...latentShape.slice(1)]);
   if (compat === "original") checkOriginal(settled);
   const noise = double
     ? noiseWithMiddles(seed, wholeIds)
     : noiseSource(compat, { seed, frameIds, generator: options.generator });
   // diffusers has one history: that of the first frame, which the others go on from.
-  const several = frameIds.length > 1 && compat === "framezero";
+  const several = frameIds.length > 1 && compat === "framezero" && !ownStarts;
   const others = several ? schedulerFor(sd, settled) : undefined;
   const warnings = [
     ...samplerWarnings(settled, scheduler),
@@ -221,25 +244,32 @@ export function textToVideo(
       throw new InputError("latents and image both are the first frame: give one");
     }
   }
+  if (ownStarts && options.noise) {
+    throw new InputError("noise is for frames that begin at the first one's latents; leave it out");
+  }
+  const smoothing = options.smoothing &&
+    settleSmoothing(sd, settled, options.smoothing, frameIds.length);
   const remark = image && cropRemark(image, settled);
   if (remark) warnings.push(remark);
 
   async function* make(): AsyncGenerator<ClipStep, Tensor> {
     const size = { width, height };
+    const [, , ...cells] = latentShape;
+    const smoother = smoothing && await readMasks(smoothing, frameIds.length, size, cells);
     const counted = !options.frameIds;
     const nets = await readControls(controls, { frameIds, counted, size, signal });
     const { later, guidanceAt, guidanceScale } = course;
     const words = await encodePrompts(sd, { ...settled, guidanceScale }, warnings, later);
     const text = device.scope(() => narrow(words, 0, 0, words.shape[0] - later.length)).keep();
     options.onIntermediate?.("prompt_embeds", text);
-    const [, , ...cells] = latentShape;
     const relieve = () => sd.releaseTextEncoder();
     const owned: Disposable[] = [text, words];
     try {
       const textAt = await course.textAt(words);
       const steps = t1 + 1;
+      const total = (1 + (smoother?.passes ?? 1)) * steps;
       const picture = image &&
-        (yield* invertPicture(sd, image, text, settled, { steps, total: 2 * steps, signal }));
+        (yield* invertPicture(sd, image, text, settled, { steps, total, signal }));
       if (picture) owned.push(picture);
       const guided = new GuidedUNet(unet, text, cells, {
         guidanceScale,
@@ -257,15 +287,18 @@ export function textToVideo(
           crossFrame: crossFrame && controlAttention === "unet+controlnet",
           intoMiddle: compat === "original",
         },
+        subject: watchedTokens(smoother),
         relieve,
       });
       owned.push(guided);
       text.dispose();
       if (!textAt) words.dispose();
       const sampler = { unet: guided, scheduler, others, noise, eta, signal };
+      const video = { sd, camera, t0, t1, frameIds, latentShape, smoother, warnings };
       if (alike) return yield* denoiseControlled(sampler, video, options.latents);
-      return yield* picture
-        ? followPicture(sampler, picture, video, options)
+      if (picture) return yield* followPicture(sampler, picture, video, options);
+      return yield* ownStarts
+        ? fromOwnNoise(sampler, options.latents as Tensor, video, options)
         : algorithm1(sampler, video, options);
     } finally {
       for (const item of owned) item[Symbol.dispose]();
@@ -297,6 +330,7 @@ export function textToVideo(
       ...camera.settings,
       compat,
       ...controlSettings(controls, controlAttention),
+      ...smoothingSettings(smoothing),
       ...modelSettings(sd),
     },
     denoise: make(),
@@ -315,7 +349,8 @@ async function* algorithm1(
   const see = options.onIntermediate ?? (() => {});
   const { toT1, t1ToT0, fromT1 } = segments(scheduler, t0, t1);
   const alone = frameIds.length === 1;
-  const total = toT1.length + (alone ? 0 : t1ToT0.length) + fromT1.length;
+  const passes = video.smoother?.passes ?? 1;
+  const total = toT1.length + (alone ? 0 : t1ToT0.length) + passes * fromT1.length;
   const owned: Disposable[] = [];
   try {
     // 1. The first frame, down to T1 and on to T0.
@@ -344,12 +379,38 @@ async function* algorithm1(
 
     // 3. All frames together, from T1. The first frame goes on from where it was, with what a
     // multistep solver remembered there; the others begin anew.
-    scheduler.restore(history);
     see("timesteps_2", fromT1);
     before += t1ToT0.length;
-    return yield* denoise({ ...sampler, others }, x, fromT1, { ...progress, before });
+    const rewind = () => {
+      scheduler.restore(history);
+      others?.reset();
+    };
+    const joint = { fromT1, before, rewind };
+    return yield* together(x, { ...sampler, others }, video, joint, options);
   } finally {
     for (const item of owned) item[Symbol.dispose]();
+  }
+}
+
+/** Every frame denoised from noise of its own, `use_motion_field = False` in the original code. */
+async function* fromOwnNoise(
+  sampler: Sampler,
+  latents: Tensor,
+  video: VideoSettings,
+  options: TextToVideoOptions,
+): AsyncGenerator<ClipStep, Tensor> {
+  const { scheduler } = sampler;
+  const { toT1, fromT1 } = segments(scheduler, video.t0, video.t1);
+  const before = toT1.length;
+  const total = before + (video.smoother?.passes ?? 1) * fromT1.length;
+  const xT = linearCombination([scheduler.initNoiseSigma], [latents]).keep();
+  const x = yield* denoise(sampler, xT, toT1, { phase: "frames", before: 0, total });
+  const history = scheduler.snapshot();
+  try {
+    const rewind = () => scheduler.restore(history);
+    return yield* together(x, sampler, video, { fromT1, before, rewind }, options);
+  } finally {
+    history.dispose();
   }
 }
 
@@ -367,9 +428,30 @@ async function* followPicture(
   const x = startFrames(sampler, atT1, atT0, { ...video, ...parts }, options);
   const before = fromT1.length;
   const afterStep = (latents: Tensor, i: number) => picture.pin(latents, fromT1[i + 1]);
-  const place = sampler.scheduler.timesteps.length - before;
-  const progress = { phase: "frames", before, total: 2 * before, place } as const;
-  return yield* denoise({ ...sampler, afterStep }, x, fromT1, progress);
+  const rewind = () => {}; // DDIM, which alone can be inverted, remembers nothing
+  return yield* together(x, { ...sampler, afterStep }, video, { fromT1, before, rewind }, options);
+}
+
+/** All frames from T1 on, their backgrounds smoothed if that is asked for. */
+function together(
+  x: Tensor,
+  sampler: Sampler,
+  video: VideoSettings,
+  { fromT1, before, rewind }: Pick<Segments, "fromT1"> & Pick<JointPass, "before" | "rewind">,
+  { onIntermediate = () => {} }: TextToVideoOptions,
+): AsyncGenerator<ClipStep, Tensor> {
+  const { scheduler } = sampler;
+  const place = scheduler.timesteps.length - fromT1.length;
+  return denoiseTogether(x, {
+    ...video,
+    level: noiseLevel(scheduler, fromT1[0], place),
+    sampler,
+    timesteps: fromT1,
+    before,
+    place,
+    rewind,
+    see: onIntermediate,
+  });
 }
 
 /** The latents of all frames at T1, `[frames, C, h, w]`. */

@@ -39,11 +39,12 @@ async function editedVideo(test: StoredCase, setting: Setting): Promise<Outputs>
     return Float32Array.from(noises.data.subarray(from, from + xT.length));
   };
   const video = await encoded(sd, test);
+  const generator = { randn, clone: () => generator };
   const clip = videoInstructPix2Pix(sd, text(p, "prompt"), {
     ...commonOptions(sd, test, latents),
     scheduler: "EulerAncestralDiscreteScheduler",
     imageGuidanceScale: number(p, "image_guidance_scale"),
-    ...{ video, frameIds, compat: "original", generator: { randn } },
+    ...{ video, frameIds, compat: "original", generator },
   });
   try {
     const final = await clip.latents();

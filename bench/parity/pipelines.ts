@@ -12,6 +12,7 @@ import {
   type Frame,
   Generator,
   InputError,
+  type Mask,
   type StableDiffusion,
   type Tensor,
   textToImage,
@@ -255,14 +256,14 @@ async function runVideo(
   sd: StableDiffusion,
   test: StoredCase,
   start: Values,
-  noise: Values,
+  noise: Values | null,
   options: TextToVideoOptions,
 ): Promise<VideoRun> {
   const { params: p } = test;
   const { device } = sd;
   const upload = ({ data, shape }: Values) => device.tensor(Float32Array.from(data), shape);
   const latents = upload(start);
-  const given = upload(noise);
+  const given = noise && upload(noise);
   const joints = album();
   const loop = album();
   const lists: Results = {};
@@ -275,7 +276,9 @@ async function runVideo(
     t1: number(p, "t1"),
     compat: "diffusers",
     // With η > 0 the noise of the jump is one draw among those of the steps.
-    ...(eta > 0 ? { generator: new Generator(number(p, "generator_seed")) } : { noise: given }),
+    ...(eta > 0
+      ? { generator: new Generator(number(p, "generator_seed")) }
+      : given && { noise: given }),
     onIntermediate(name, value) {
       if ("device" in value) joints.keep(name, value);
       else lists[name] = { data: value };
@@ -285,12 +288,13 @@ async function runVideo(
   const dispose = () => {
     clip.dispose();
     latents.dispose();
-    given.dispose();
+    given?.dispose();
     joints.dispose();
     loop.dispose();
   };
   try {
-    const wantsLoop = test.outputs.includes("loop3_latents_after_step");
+    const wantsLoop = ["loop3_latents_after_step", "before_smoothing_x0", "x_t1_1"]
+      .some((role) => test.outputs.includes(role));
     for await (const { phase, step, latents } of clip.steps) {
       if (wantsLoop && phase === "frames") loop.keep(`${step}`, latents);
     }
@@ -300,7 +304,7 @@ async function runVideo(
       ...lists,
       ...tensors,
       ...splitText(prompt_embeds),
-      loop3_latents_after_step: stacked(Object.values(await loop.read())),
+      joint_pass: stacked(Object.values(await loop.read())),
       final_latents: { data: await final.data(), shape: final.shape },
     };
     return { clip, results, dispose };
@@ -323,9 +327,11 @@ async function video(stored: StoredCase, setting: Setting): Promise<Outputs> {
     p.frame_ids ? { frameIds: numbers(p, "frame_ids") } : { frames: number(p, "video_length") },
   );
   try {
+    const { joint_pass, ...results } = run.results;
     return {
       ...promptIds(sd, test),
-      ...run.results,
+      ...results,
+      loop3_latents_after_step: joint_pass,
       ...await wantedPictures(test, sd, run.clip),
     };
   } finally {
@@ -336,33 +342,67 @@ async function video(stored: StoredCase, setting: Setting): Promise<Outputs> {
 /** The authors' own code: other names, `(b c f h w)`, and a first pass that goes on to 0. */
 async function originalVideo(test: StoredCase, setting: Setting): Promise<Outputs> {
   const { params: p } = test;
-  refuseExtras(test);
   const sd = await pipelineOf(test, setting);
-  const start = fromOriginal(await readInput(test, "x_T"));
-  const noise = fromOriginal(await readInput(test, "ddpm_noise"));
   const frames = number(p, "video_length");
-  const run = await runVideo(sd, test, start, noise, { frames });
+  const smoothing = flag(p, "smooth_bg", false)
+    ? { masks: await storedMasks(test), strength: number(p, "smooth_bg_strength") }
+    : undefined;
+  const moved = flag(p, "use_motion_field", true);
+  const start = fromOriginal(await readInput(test, moved ? "x_T" : "x_T_all_frames"));
+  const noise = moved ? fromOriginal(await readInput(test, "ddpm_noise")) : null;
+  const run = await runVideo(sd, test, start, noise, { frames, smoothing });
   try {
-    const { results } = run;
-    return {
+    const { joint_pass: joint, ...results } = run.results;
+    const shared = {
       ...promptIds(sd, test),
+      before_smoothing_x0: toOriginal(last(joint)),
+      ...(results.x_t1_smoothed && { smooth_latents_t1: toOriginal(results.x_t1_smoothed) }),
+      final_latents: toOriginal(results.final_latents),
+      ...await wantedPictures(test, sd, run.clip),
+    };
+    if (!moved) {
+      const before = (t: string) => number(p, "num_inference_steps") - number(p, t) - 1;
+      return {
+        ...shared,
+        x_t1_1: toOriginal(nth(joint, before("t1") - 1)),
+        x_t0_1: toOriginal(nth(joint, before("t0") - 1)),
+        first_pass_x0: toOriginal(last(joint)),
+      };
+    }
+    return {
+      ...shared,
       t0_t1: results.t0_t1,
       x_t1_1: toOriginal(results.x_1_t1),
       x_t0_1: toOriginal(results.x_1_t0),
       x_t0_k_warped: toOriginal(results.x_2k_t0_warped),
       x_t1_k: toOriginal(results.x_2k_t1),
       first_pass_x0: toOriginal(await firstPass(sd, test, start)),
-      final_latents: toOriginal(results.final_latents),
-      ...await wantedPictures(test, sd, run.clip),
     };
   } finally {
     run.dispose();
   }
 }
 
-function refuseExtras({ params: p }: StoredCase): void {
-  if (flag(p, "smooth_bg", false)) throw new Unsupported("background smoothing");
-  if (!flag(p, "use_motion_field", true)) throw new Unsupported("frames with noise of their own");
+/** Element `i` along the first axis, without it. */
+function nth(values: Values, i: number): Values {
+  const { data, shape = [] } = rows(values, i, i + 1);
+  return { data, shape: shape.slice(1) };
+}
+
+const last = (values: Values): Values => nth(values, (values.shape ?? [0])[0] - 1);
+
+/** A detector that finds the masks of a case, frame after frame. */
+async function storedMasks(test: StoredCase): Promise<{ detect(): Promise<Mask> }> {
+  const { data, shape: [, height, width] } = await readInput(test, "masks");
+  let frame = 0;
+  return {
+    detect() {
+      const values = Float32Array.from(
+        data.slice(frame * height * width, ++frame * height * width),
+      );
+      return Promise.resolve({ width, height, values });
+    },
+  };
 }
 
 /** The first frame alone, denoised to the end: text to image. */
@@ -376,6 +416,11 @@ async function firstPass(sd: StableDiffusion, test: StoredCase, start: Values): 
     clip.dispose();
     latents.dispose();
   }
+}
+
+function refuseExtras({ params: p }: StoredCase): void {
+  if (flag(p, "smooth_bg", false)) throw new Unsupported("background smoothing in chunks");
+  if (!flag(p, "use_motion_field", true)) throw new Unsupported("chunks with noise of their own");
 }
 
 /**

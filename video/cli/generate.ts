@@ -33,6 +33,7 @@ import {
   readRequest,
   type Request,
 } from "./request.ts";
+import { openSmoothing } from "./smoothing.ts";
 
 /** What is said about the built-in model, which knows little. */
 const BUILT_IN_NOTE = "Using the built-in tiny-shapes model: it draws circles, squares, " +
@@ -66,13 +67,21 @@ export async function generate(
     const input = video && await openInputVideo(video, device, () => fit);
     try {
       const loaded = await loadModel(request, device, flags, io, say);
-      let controls: LoadedControls | undefined;
+      const owned: { close(): void | Promise<void> }[] = [];
       try {
         await loadEmbeddings(request, loaded.sd, say);
-        controls = await withControls(request, loaded.sd, flags, io, say);
-        await make(request, input, loaded, controls, flags, io, say);
+        const controls = await withControls(request, loaded.sd, flags, io, say);
+        if (controls) owned.push(controls);
+        const smoothing = request.smoothing && await openSmoothing(request.smoothing, device);
+        if (smoothing) owned.push(smoothing);
+        const options = {
+          ...request.options,
+          ...controls?.options,
+          smoothing: smoothing?.options,
+        };
+        await make({ ...request, options }, input, loaded, controls, flags, io, say);
       } finally {
-        await controls?.close();
+        for (const item of owned) await item.close();
         loaded.sd.dispose();
       }
     } finally {
@@ -201,6 +210,7 @@ async function make(
     ...request.pictures,
     ...input?.names,
     ...controls?.settings,
+    ...request.smoothing,
     fps: shown,
     ...(request.deflicker && { deflicker: true }),
   };

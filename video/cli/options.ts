@@ -9,6 +9,7 @@ import { GPU_CHOICES, type GpuChoice } from "../../core/runtime.ts";
 import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.ts";
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
+import type { SmoothingBlend } from "../background_smoothing.ts";
 import { parseMotion } from "../motion.ts";
 import { atFrames, byteCount, collect, frameList, NUMBER, number, whole } from "./values.ts";
 import { addControlOptions } from "./control_options.ts";
@@ -144,6 +145,16 @@ export interface GenerateFlags extends ControlFlags {
   double?: boolean;
   /** Take flicker of brightness and colour away. */
   deflicker?: boolean;
+  /** How much of its own background a frame keeps. */
+  smooth?: number;
+  /** Whose formula of smoothing. */
+  smoothBlend?: SmoothingBlend;
+  /** Word of the prompt that is the foreground. */
+  subject?: string;
+  /** Masks of the foreground. */
+  maskVideo?: string;
+  /** Weights of a network that finds the foreground. */
+  saliency?: string;
 }
 
 /** A LoRA, in the words of the command line. */
@@ -399,5 +410,25 @@ export function addVideoOptions(command: Command): Command {
     .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
     .option("--double", "make a frame between every two, and show twice as many a second")
     .option("--deflicker", "take flicker of brightness and colour out of the frames")
+    .option(
+      "--smooth <a>",
+      "smooth the background: how much of its own each frame keeps, 0 to 1 (default: 0.4)",
+      number({ least: 0, most: 1 }),
+    )
+    .addOption(
+      new Option(
+        "--smooth-blend <kind>",
+        "formula of the authors' code or of the paper (default: code)",
+      ).choices(["code", "paper"]),
+    )
+    .option("--subject <word>", "smooth behind this word of the prompt")
+    .option(
+      "--mask-video <path>",
+      "smooth where these masks are dark: a folder with a picture for each frame, or one picture",
+    )
+    .option(
+      "--saliency <file>",
+      "smooth behind what stands out to U²-Net or U²-Net-p (.safetensors)",
+    )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

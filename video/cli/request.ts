@@ -17,6 +17,7 @@ import type { MapsOptions } from "./control_maps.ts";
 import { isPicture, type VideoNames, type VideoRequest, videoRequest } from "./input_video.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
+import { checkSmoothing, type SmoothingNames, smoothingNames } from "./smoothing.ts";
 
 /** Which command runs. */
 export type Kind = "video" | "image" | "edit";
@@ -53,6 +54,8 @@ export interface Request {
   readonly options: LibraryOptions;
   /** Where the pictures among them lie. */
   readonly pictures: PictureNames;
+  /** How the background of a video is smoothed, if it is. */
+  readonly smoothing?: SmoothingNames;
   /** The model; absent for the built-in one. */
   readonly model?: ModelRequest;
   /** Files of learnt words, each with `:word` behind it if it is to be renamed. */
@@ -150,6 +153,11 @@ const STORED = {
   subCell: "boolean",
   double: "boolean",
   deflicker: "boolean",
+  smooth: "number",
+  smoothBlend: "string",
+  subject: "string",
+  maskVideo: "string",
+  saliency: "string",
   compat: "string",
   chunkSize: "number",
   video: "string",
@@ -188,6 +196,7 @@ interface Stored
     Pick<MapsOptions, "controlSource" | "controlShort">,
     Pick<StartImageOptions, "strength">,
     Partial<ModelRequest>,
+    SmoothingNames,
     PictureNames,
     VideoNames {
   prompt?: string;
@@ -215,7 +224,8 @@ export async function readRequest(
   const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
   const { init, initSha256, mask, maskSha256, ...unpictured } = others;
   const { controls, controlAttention, transferFrom, ...mapped } = unpictured;
-  const { controlSource, controlShort, ...made } = mapped;
+  const { controlSource, controlShort, ...unsmoothed } = mapped;
+  const { smooth, smoothBlend, subject, maskVideo, saliency, ...made } = unsmoothed;
   const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
   const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
   const { chunkSize: chunks, ...kept } = remaining;
@@ -278,6 +288,12 @@ export async function readRequest(
         : kind === "image" && { mask, maskSha256 }),
     },
   );
+  const smoothing = kind === "video"
+    ? await asUsage(() =>
+      smoothingNames(flags, { smooth, smoothBlend, subject, maskVideo, saliency })
+    )
+    : undefined;
+  await checkSmoothing(smoothing);
   const overwrite = flags.overwrite ?? flags.demo ?? false;
   const targets = [...flags.output ?? []];
   if (flags.framesDir !== undefined) targets.push(`${flags.framesDir}/`);
@@ -300,6 +316,7 @@ export async function readRequest(
     prompt,
     options: { ...options, ...pictures.options },
     pictures: pictures.names,
+    smoothing,
     model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
     embeddings: flags.embedding ?? embeddings ?? [],
     loras: flags.lora ?? loras ?? [],
