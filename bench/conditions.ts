@@ -1,9 +1,9 @@
 /**
- * Makes `conditions.png`: a picture and its edges, a drawing of a pose, and the depth of two frames
+ * Makes `docs/conditions.png`: a picture and its edges, a drawing of a pose, and the depth of two frames
  * in which a ball comes nearer, on one scale.
  *
  * ```sh
- * deno run -A docs/conditions.ts
+ * deno run -A bench/conditions.ts
  * ```
  *
  * @module
@@ -51,12 +51,12 @@ function depth(radius: number, level: number): Frame {
 }
 
 const device = await openDevice();
-const picture = await readPicture(new URL("start.png", import.meta.url));
+const picture = await readPicture(new URL("../docs/start.png", import.meta.url));
 const edges = await canny(device, picture);
 const near = [depth(16, 100), depth(40, 150)];
 const scaled = await Array.fromAsync(conditionFrames(device, "depth", near));
 const cells = [picture, edges, pose(), ...scaled];
-await writeVideo(cells, `sheet:${new URL("conditions.png", import.meta.url).pathname}`, {
+await writeVideo(cells, `sheet:${new URL("../docs/conditions.png", import.meta.url).pathname}`, {
   fps: 1,
   overwrite: true,
   sheet: { columns: cells.length },
