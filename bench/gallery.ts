@@ -14,7 +14,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { openDevice } from "../core/device.ts";
 import { main as run } from "../video/cli.ts";
-import { openOutputFile } from "../video/output_file.ts";
+import { writeText } from "../video/output_file.ts";
 import { type Command, command, path, pattern } from "./command.ts";
 import { type Mode, MODES } from "./gallery/modes.ts";
 import { type Card, galleryPage } from "./gallery/page.ts";
@@ -43,7 +43,7 @@ export const main: Command = command({
   const setting = describeSetting(settingOf(device));
   await device.close();
   const page = join(output, "index.html");
-  await write(page, galleryPage(cards, setting));
+  await writeText(page, galleryPage(cards, setting), true);
   console.log(page);
   return 0;
 });
@@ -88,17 +88,6 @@ async function cardOf(mode: Mode, output: string, seconds?: number): Promise<Car
   const files = (await readdir(output)).filter((file) => file.replace(/\.[^.]+$/, "") === name);
   const words = resolved(args, output).map((arg) => /[^\w./:=-]/.test(arg) ? `"${arg}"` : arg);
   return { ...said, files, seconds, command: `deno run -A mod.ts ${words.join(" ")}` };
-}
-
-async function write(target: string, text: string): Promise<void> {
-  const file = await openOutputFile(target, true);
-  try {
-    await file.write(new TextEncoder().encode(text));
-    await file.flush();
-    await file.commit();
-  } finally {
-    await file.discard();
-  }
 }
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

@@ -422,7 +422,7 @@ describe("the command edit", () => {
     const { video, resolution, imageGuidanceScale, fps } = settings;
     assert.deepEqual(
       { video, resolution, imageGuidanceScale, fps },
-      { video: frames, resolution: 64, imageGuidanceScale: 1.5, fps: 4 },
+      { video: frames, resolution: 64, imageGuidanceScale: 1.5, fps: 25 },
     );
     assert.match(settings.videoSha256, /^[0-9a-f]{64}$/);
     const want = await framesOf(videoInstructPix2Pix(sd, INSTRUCTION, {
@@ -435,7 +435,7 @@ describe("the command edit", () => {
     for (const id of [0, 1]) assert.deepEqual(await picture(again, id), want[id]);
     await writeFile(join(frames, "10.png"), await encodePng(barFrame(5)));
     const other = ["edit", "--from", made, "-o", join(root, "c.gif")];
-    await refused([...other, "--gpu", "auto"], 1, /settings were made with a video of sha256/);
+    await refused([...other, "--gpu", "auto"], 1, /settings were made with a clip of sha256/);
   });
 
   it("changes a picture into a picture", async () => {
@@ -462,8 +462,8 @@ describe("the command edit", () => {
       ...more: string[]
     ) => ["edit", INSTRUCTION, "--video", video, ...more, ...target];
     await refused(from(join(root, "none.png")), 1, /none\.png/);
-    await refused(from(join(root, "empty")), 1, /no PNG or JPEG file in this folder/);
-    await refused(from(start, "--end", "2"), 1, /choose frames by their times/);
+    await refused(from(join(root, "empty")), 1, /a folder must hold pictures/);
+    await refused(from(start, "--start", "2"), 1, /the start must lie within the clip/);
     await refused(from(start, "--image-guidance", "-1"), 2, /at least 0/);
   });
 });

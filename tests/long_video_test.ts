@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, readdir, rm } from "node:fs/promises";
+import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
@@ -15,9 +15,9 @@ import { InputError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
 import { openSafetensors } from "../core/safetensors.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
-import type { Clip, ClipStep } from "../video/clip.ts";
+import { type Clip, type ClipStep, eventsOf } from "../video/clip.ts";
 import { videoInstructPix2Pix } from "../video/instruct_pix2pix.ts";
-import { chunkFrameIds, inChunks } from "../video/long_video.ts";
+import { chunkFrameIds, inChunks, inWindows, windowFrameIds } from "../video/long_video.ts";
 import { noiseOfOriginal } from "../video/noise.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
 import { readSettings } from "../video/writer.ts";
@@ -46,7 +46,7 @@ const frame = (latents: Float32Array, k: number) => latents.slice(k * SIZE, (k +
 function fakeClip(frameIds: readonly number[], log: string[], chunk: number): Clip {
   log.push(`make ${frameIds}`);
   const total = 2;
-  return {
+  const clip: Clip = {
     width: 1,
     height: 1,
     frameIds,
@@ -60,6 +60,7 @@ function fakeClip(frameIds: readonly number[], log: string[], chunk: number): Cl
         }
       },
     },
+    events: { [Symbol.asyncIterator]: () => eventsOf(clip.steps, clip) },
     latents: () => Promise.reject(new Error("not made")),
     async *[Symbol.asyncIterator]() {
       for (const id of frameIds) {
@@ -72,7 +73,70 @@ function fakeClip(frameIds: readonly number[], log: string[], chunk: number): Cl
       this.dispose();
     },
   };
+  return clip;
 }
+
+describe("windows", () => {
+  it("hold every frame once, with the anchor before the later ones", () => {
+    assert.deepEqual(windowFrameIds(5, 3), [[0, 1, 2], [0, 3, 4]]);
+    assert.deepEqual(windowFrameIds(6, 3), [[0, 1, 2], [0, 3, 4], [0, 5]]);
+    assert.deepEqual(windowFrameIds(2, 8), [[0, 1]]);
+    assert.deepEqual(windowFrameIds(1, 2), [[0]]);
+    fc.assert(fc.property(fc.nat({ max: 60 }), fc.nat({ max: 9 }), (n, size) => {
+      const shown = windowFrameIds(n + 1, size + 2).flatMap((ids, i) => ids.slice(i ? 1 : 0));
+      assert.deepEqual(shown, [...Array(n + 1).keys()]);
+    }));
+    assert.throws(() => windowFrameIds(3, 1), /windowSize must be a whole number of at least 2/);
+  });
+
+  it("are finished one after the other, and freed", async () => {
+    const log: string[] = [];
+    const clip = inWindows(5, 3, (ids, i) => fakeClip(ids, log, i));
+    assert.deepEqual(clip.frameIds, [0, 1, 2, 3, 4]);
+    for await (const event of clip.events) {
+      log.push(
+        event.kind === "step"
+          ? `step ${event.step.step} of ${event.step.total}`
+          : `frame ${event.frame.data[0]}`,
+      );
+    }
+    assert.deepEqual(log, [
+      ...["make 0,1,2", "step 1 of 4", "step 2 of 4", "frame 0", "frame 1", "frame 2"],
+      ...["free 0,1,2", "make 0,3,4", "step 3 of 4", "step 4 of 4", "frame 3", "frame 4"],
+      "free 0,3,4",
+    ]);
+  });
+
+  it("give the frames of the whole clip, bit by bit, motion and prompts included", async () => {
+    const options = {
+      ...{ motion: "orbit 24", prompts: { 3: "a blue heart in a green meadow" }, frames: 5 },
+      guidanceScale: 3,
+    };
+    const whole = await latentsOf(video(options));
+    const { frames: _, ...rest } = options;
+    const parts = inWindows(5, 3, (frameIds) => video({ ...rest, frameIds, clipFrames: 5 }));
+    assert.deepEqual(await latentsOf(parts), whole);
+  });
+
+  it("are how the command makes long clips", async () => {
+    const make = async (name: string, ...more: string[]) => {
+      const file = join(root, `${name}.png`);
+      const flags = ["--frames", "3", "--steps", "2", "--width", "64", "--height", "64"];
+      const { code, stderr } = await run([PROMPT, ...flags, ...more, "-o", file]);
+      assert.equal(code, 0, stderr);
+      return { bytes: await readFile(file), stderr };
+    };
+    const whole = await make("whole");
+    const parts = await make("parts", "--window", "2");
+    assert.deepEqual(parts.bytes, whole.bytes);
+    const order = [...parts.stderr.matchAll(/^(denoising|decoding)/gm)].map(([, what]) => what);
+    assert.ok(order.indexOf("decoding") < order.lastIndexOf("denoising"), parts.stderr);
+    const wrong = ["--window", "2", "--frames", "3", "--attention", "previous", "--quiet"];
+    const { code, stderr } = await run([PROMPT, ...wrong, "-o", join(root, "n.gif")]);
+    assert.equal(code, 2);
+    assert.match(stderr, /--window makes frames apart from each other/);
+  });
+});
 
 describe("the frames of chunks", () => {
   it("are those of the original code", () => {

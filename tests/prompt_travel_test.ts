@@ -54,7 +54,7 @@ test("guidance is linear between key frames and holds behind the last", () => {
   const { guidanceAt, guidanceScale, later } = courseOf(
     { prompt: RED, guidanceScale: 1 },
     { guidanceScales: { 4: 5, 6: 3 } },
-    [0, 2, 4, 5, 6, 9],
+    { frameIds: [0, 2, 4, 5, 6, 9], clipFrames: 10 },
   );
   assert.ok(guidanceAt && guidanceScale === 5 && later.length === 0);
   assert.deepEqual([0, 1, 2, 3, 4, 5].map(guidanceAt), [1, 3, 5, 4, 3, 3]);

@@ -62,7 +62,7 @@ describe("the formulas", () => {
     cameraOf(
       { motion: moves, motionFieldStrengthX: motion.x, motionFieldStrengthY: motion.y },
       { motionX: 0, motionY: 0 },
-      { frameIds, seed: 0, latentShape: [1, C, H, W] },
+      { clipFrames: F, seed: 0, latentShape: [1, C, H, W] },
     );
 
   /** The paper and the authors' code, cell by cell. */

@@ -34,7 +34,8 @@ export interface CameraOptions {
 
 /** What a camera needs to know of its clip. */
 export interface CameraClip {
-  readonly frameIds: readonly number[];
+  /** Frames of the whole clip. */
+  readonly clipFrames: number;
   readonly seed: number;
   /** Of one frame, `[1, C, h, w]`. */
   readonly latentShape: readonly number[];
@@ -64,13 +65,12 @@ export interface Camera {
 export function cameraOf(
   options: CameraOptions,
   defaults: Pick<ModelDefaults, "motionX" | "motionY">,
-  { frameIds, seed, latentShape }: CameraClip,
+  { clipFrames: frames, seed, latentShape }: CameraClip,
 ): Camera {
   const { motion = true } = options;
   const inWords = typeof motion !== "boolean";
   const { subCell = inWords } = options;
   const [, , h, w] = latentShape;
-  const frames = Math.floor(Math.max(...frameIds)) + 1;
   const { settings, warnings, at } = inWords
     ? followPath(motion, options, frames, w / h)
     : moveSteadily(options, defaults);

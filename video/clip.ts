@@ -27,6 +27,11 @@ export interface ClipStep {
   readonly latents: Tensor;
 }
 
+/** What happens while a clip is made: a step was made, or a frame is finished. */
+export type ClipEvent =
+  | { readonly kind: "step"; readonly step: ClipStep }
+  | { readonly kind: "frame"; readonly frame: Frame };
+
 /** Pictures in the making. */
 export interface Clip extends AsyncIterable<Frame>, Disposable {
   /** Pixels in a row. */
@@ -41,6 +46,11 @@ export interface Clip extends AsyncIterable<Frame>, Disposable {
   readonly warnings: readonly string[];
   /** The denoising steps. Can be iterated once; whoever asks for frames runs what is left. */
   readonly steps: AsyncIterable<ClipStep>;
+  /**
+   * Steps and frames in the order in which they are made. Can be iterated once; long clips have
+   * their first frames before their last steps.
+   */
+  readonly events: AsyncIterable<ClipEvent>;
   /** The final latents, `[frames, C, h, w]`, still scaled; owned by the clip. */
   latents(): Promise<Tensor>;
   /** Frees the latents. */
@@ -72,33 +82,34 @@ export function makeClip(parts: ClipParts): Clip {
     }
     return latents;
   };
+  async function* steps(): AsyncGenerator<ClipStep, void> {
+    for (;;) {
+      const { done, value } = await denoise.next();
+      if (done) {
+        latents ??= value ?? null;
+        return;
+      }
+      yield value;
+    }
+  }
+  async function* frames(): AsyncGenerator<Frame, void> {
+    const all = await finish();
+    for (let i = 0; i < frameIds.length; i++) {
+      signal?.throwIfAborted();
+      const pixels = await decodeFrame(sd, all, i, warnings);
+      yield toFrame(pixels, width, height);
+    }
+  }
   return {
     width,
     height,
     frameIds,
     settings,
     warnings,
-    steps: {
-      async *[Symbol.asyncIterator]() {
-        for (;;) {
-          const { done, value } = await denoise.next();
-          if (done) {
-            latents ??= value ?? null;
-            return;
-          }
-          yield value;
-        }
-      },
-    },
+    steps: { [Symbol.asyncIterator]: steps },
+    events: { [Symbol.asyncIterator]: () => eventsOf(steps(), frames()) },
     latents: finish,
-    async *[Symbol.asyncIterator]() {
-      const all = await finish();
-      for (let i = 0; i < frameIds.length; i++) {
-        signal?.throwIfAborted();
-        const pixels = await decodeFrame(sd, all, i, warnings);
-        yield toFrame(pixels, width, height);
-      }
-    },
+    [Symbol.asyncIterator]: frames,
     dispose() {
       void denoise.return(undefined as never);
       latents?.dispose();
@@ -107,6 +118,15 @@ export function makeClip(parts: ClipParts): Clip {
       this.dispose();
     },
   };
+}
+
+/** Steps, and then frames, as events. */
+export async function* eventsOf(
+  steps: AsyncIterable<ClipStep>,
+  frames: AsyncIterable<Frame>,
+): AsyncGenerator<ClipEvent, void> {
+  for await (const step of steps) yield { kind: "step", step };
+  for await (const frame of frames) yield { kind: "frame", frame };
 }
 
 /** Bytes of a band of the autoencoder, from the usual to the least. */

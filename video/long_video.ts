@@ -1,5 +1,10 @@
 /**
- * Long videos in chunks, as Text2Video-Zero's own code makes them: every chunk begins with frame 0,
+ * Long videos in parts.
+ *
+ * In windows a long clip's first frames are finished before its last ones are begun; the result is
+ * the same as without, since a frame depends on its number, the seed and the anchor alone.
+ *
+ * In chunks Text2Video-Zero's own code makes them: every chunk begins with frame 0,
  * the anchor, whose picture is dropped, and draws its noise from the same seed. In the first chunk
  * the anchor is followed by a second frame 0, so that the anchor itself is never shown.
  *
@@ -19,7 +24,7 @@
 import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { concat, narrow } from "../kernels/mod.ts";
-import type { Clip, ClipStep } from "./clip.ts";
+import { type Clip, type ClipEvent, type ClipStep, eventsOf } from "./clip.ts";
 import type { Frame } from "./frame.ts";
 import { checkNumber } from "./generation.ts";
 
@@ -40,58 +45,116 @@ export function chunkFrameIds(count: number, chunkSize: number): number[][] {
 }
 
 /**
- * A clip of `count` frames, made chunk by chunk. Its frames can be read once: what a chunk holds is
- * freed when its last frame has been read, so that memory does not grow with their number, unless
- * all steps, or the latents, are asked for before.
+ * The frame numbers of each window: the first `windowSize`, then 0 and the next `windowSize` − 1,
+ * whose 0 is not shown again.
+ *
+ * @throws {InputError} if there are no frames, or a window has no place besides the anchor.
+ */
+export function windowFrameIds(count: number, windowSize: number): number[][] {
+  checkNumber("count", count, { least: 1, whole: true });
+  checkNumber("windowSize", windowSize, { least: 2, whole: true });
+  const first = Array.from({ length: Math.min(count, windowSize) }, (_, i) => i);
+  const n = windowSize - 1;
+  const later = Array.from({ length: Math.ceil((count - first.length) / n) }, (_, i) => {
+    const start = windowSize + i * n;
+    const length = Math.min(n, count - start);
+    return [0, ...Array.from({ length }, (_, k) => start + k)];
+  });
+  return [first, ...later];
+}
+
+/** Makes the clip of some frame numbers, a part of a longer one. */
+export type PartMaker = (frameIds: readonly number[], part: number) => Clip;
+
+/**
+ * A clip of `count` frames, made chunk by chunk as the original code makes it. Its frames can be
+ * read once: what a chunk holds is freed when its last frame has been read, so that memory does not
+ * grow with their number, unless all steps, or the latents, are asked for before.
  *
  * @param chunkSize Frames of a chunk, the anchor included.
- * @param make The clip of the given frame numbers. Called for the first chunk at once, for the
- * others when their turn comes; all must be of one size.
+ * @param make The clip of the given frame numbers. Called for the first chunk at once, for the others
+ * when their turn comes; all must be of one size.
  * @throws {InputError} if a number cannot be used; whatever `make` throws.
  */
-export function inChunks(
-  count: number,
-  chunkSize: number,
-  make: (frameIds: readonly number[], chunk: number) => Clip,
+export function inChunks(count: number, chunkSize: number, make: PartMaker): Clip {
+  const parts = chunkFrameIds(count, chunkSize).map((frameIds) => ({ frameIds, hidden: 1 }));
+  return chained(parts, make, { chunkSize });
+}
+
+/**
+ * The same clip as if all frames were made at once, but in windows: the first frames are finished
+ * before the last ones are begun. Each window computes the anchor again. Frames can be read once.
+ *
+ * @param make The clip of the given frame numbers; told the number of all (`clipFrames`), and
+ * drawing noise for each frame from its number.
+ * @throws {InputError} if a number cannot be used; whatever `make` throws.
+ */
+export function inWindows(count: number, windowSize: number, make: PartMaker): Clip {
+  const parts = windowFrameIds(count, windowSize)
+    .map((frameIds, i) => ({ frameIds, hidden: i ? 1 : 0 }));
+  return chained(parts, make, {});
+}
+
+/** A clip of several that follow each other, without the first `hidden` frames of each. */
+function chained(
+  parts: readonly { readonly frameIds: readonly number[]; readonly hidden: number }[],
+  make: PartMaker,
+  settings: Readonly<Record<string, unknown>>,
 ): Clip {
-  const frameIds = chunkFrameIds(count, chunkSize);
-  const chunks: Clip[] = [];
-  const chunk = (i: number): Clip => chunks[i] ??= make(frameIds[i], i);
-  const { width, height, settings } = chunk(0);
-  const shown = frameIds.flatMap((ids) => ids.slice(1));
+  const clips: Clip[] = [];
+  const part = (i: number): Clip => clips[i] ??= make(parts[i].frameIds, i);
+  const { width, height, settings: own } = part(0);
+  const shown = parts.flatMap(({ frameIds, hidden }) => frameIds.slice(hidden));
   let joined: Tensor | null = null;
   let read = false;
 
+  async function* stepsOf(i: number, before: number): AsyncGenerator<ClipStep, number> {
+    let made = before;
+    for await (const step of part(i).steps) {
+      made = before + step.total;
+      const total = before + (parts.length - i) * step.total;
+      yield { ...step, step: before + step.step, total };
+    }
+    return made;
+  }
+
   async function* steps(): AsyncGenerator<ClipStep, void> {
     let before = 0;
-    for (let i = 0; i < frameIds.length; i++) {
-      let own = 0;
-      for await (const step of chunk(i).steps) {
-        own = step.total;
-        const total = before + (frameIds.length - i) * own;
-        yield { ...step, step: before + step.step, total };
-      }
-      before += own;
+    for (const i of parts.keys()) before = yield* stepsOf(i, before);
+  }
+
+  async function* framesOf(i: number): AsyncGenerator<Frame, void> {
+    let place = 0;
+    for await (const frame of part(i)) {
+      if (place++ >= parts[i].hidden) yield frame;
     }
+    part(i).dispose();
   }
 
   async function* frames(): AsyncGenerator<Frame, void> {
     refuseAgain();
     read = true;
-    for (let i = 0; i < frameIds.length; i++) {
-      let place = 0;
-      for await (const frame of chunk(i)) {
-        if (place++ > 0) yield frame;
+    for (const i of parts.keys()) yield* framesOf(i);
+  }
+
+  async function* events(): AsyncGenerator<ClipEvent, void> {
+    refuseAgain();
+    read = true;
+    let before = 0;
+    for (const i of parts.keys()) {
+      const begun = before;
+      async function* counted(): AsyncGenerator<ClipStep, void> {
+        before = yield* stepsOf(i, begun);
       }
-      chunk(i).dispose();
+      yield* eventsOf(counted(), framesOf(i));
     }
   }
 
   function refuseAgain(): void {
     if (!read) return;
     throw new InputError(
-      "a clip in chunks frees its latents while its frames are read, which can be done once; " +
-        "keep the frames, or make the clip again",
+      "a clip in parts frees its latents while its frames are read, which can be done once; keep " +
+        "the frames, or make the clip again",
     );
   }
 
@@ -99,23 +162,30 @@ export function inChunks(
     width,
     height,
     frameIds: shown,
-    settings: { ...settings, frameIds: shown, chunkSize },
+    settings: { ...own, frameIds: shown, ...settings },
     get warnings() {
-      return [...new Set(chunks.flatMap((clip) => clip.warnings))];
+      return [...new Set(clips.flatMap((clip) => clip.warnings))];
     },
     steps: { [Symbol.asyncIterator]: steps },
+    events: { [Symbol.asyncIterator]: events },
     async latents() {
       if (joined) return joined;
       refuseAgain();
-      const parts: Tensor[] = [];
-      for (const i of frameIds.keys()) parts.push(await chunk(i).latents());
-      return joined = parts[0].device.scope(() =>
-        concat(parts.map((part) => narrow(part, 0, 1, part.shape[0] - 1)), 0)
+      const all: Tensor[] = [];
+      for (const i of parts.keys()) all.push(await part(i).latents());
+      return joined = all[0].device.scope(() =>
+        concat(
+          all.map((tensor, i) => {
+            const { hidden } = parts[i];
+            return narrow(tensor, 0, hidden, tensor.shape[0] - hidden);
+          }),
+          0,
+        )
       ).keep();
     },
     [Symbol.asyncIterator]: frames,
     dispose() {
-      for (const clip of chunks) clip.dispose();
+      for (const clip of clips) clip.dispose();
       joined?.dispose();
     },
     [Symbol.dispose]() {

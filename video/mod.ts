@@ -5,7 +5,7 @@
  */
 
 export type { Mask, SmoothingBlend } from "./background_smoothing.ts";
-export type { Clip, ClipStep } from "./clip.ts";
+export type { Clip, ClipEvent, ClipStep } from "./clip.ts";
 export * from "./conditions/mod.ts";
 export type { CameraOptions } from "./camera.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
@@ -21,7 +21,13 @@ export {
   videoInstructPix2Pix,
   type VideoInstructPix2PixOptions,
 } from "./instruct_pix2pix.ts";
-export { chunkFrameIds, inChunks } from "./long_video.ts";
+export {
+  chunkFrameIds,
+  inChunks,
+  inWindows,
+  type PartMaker,
+  windowFrameIds,
+} from "./long_video.ts";
 export { memoryNeeded, type Outline, outlineOf } from "./memory.ts";
 export { type ClipScore, clipScore } from "./metrics/clip_score.ts";
 export { type Flicker, flicker, type Spectrum } from "./metrics/flicker.ts";

@@ -271,3 +271,15 @@ export async function openOutputFolder(
     },
   };
 }
+
+/** Writes a text file, whole or not at all. */
+export async function writeText(path: string, text: string, overwrite: boolean): Promise<void> {
+  const file = await openOutputFile(path, overwrite);
+  try {
+    await file.write(new TextEncoder().encode(text));
+    await file.flush();
+    await file.commit();
+  } finally {
+    await file.discard();
+  }
+}

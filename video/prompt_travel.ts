@@ -47,10 +47,10 @@ export interface Course {
 export function courseOf(
   { prompt, guidanceScale }: { readonly prompt: string; readonly guidanceScale: number },
   { prompts = {}, guidanceScales = {} }: ChangingText,
-  frameIds: readonly number[],
+  { frameIds, clipFrames }: { readonly frameIds: readonly number[]; readonly clipFrames: number },
 ): Course {
-  const texts = keyFrames("prompts", prompt, prompts, frameIds);
-  const scales = keyFrames("guidanceScales", guidanceScale, guidanceScales, frameIds);
+  const texts = keyFrames("prompts", prompt, prompts, clipFrames);
+  const scales = keyFrames("guidanceScales", guidanceScale, guidanceScales, clipFrames);
   for (const text of texts.values) {
     if (typeof text !== "string" || !text.trim()) {
       throw new InputError("prompts: a prompt is empty; say what to show from that frame on");
@@ -98,16 +98,17 @@ function keyFrames<T>(
   name: string,
   base: T,
   at: AtFrames<T>,
-  frameIds: readonly number[],
+  clipFrames: number,
 ): { readonly frames: readonly number[]; readonly values: readonly T[] } {
-  const first = Math.min(...frameIds);
-  const byFrame = new Map<number, T>([[first, base]]);
+  const byFrame = new Map<number, T>([[0, base]]);
   for (const [text, value] of Object.entries<T>(at)) {
     const frame = Number(text);
-    if (!frameIds.includes(frame)) {
+    if (!Number.isInteger(frame) || frame < 0 || frame >= clipFrames) {
       throw new InputError(
-        `${name}: there is no frame ${text}, the clip has frames ${first} to ` +
-          `${Math.max(...frameIds)}; name one of these`,
+        `${name}: there is no frame ${text}, the clip has frames 0 to ${
+          clipFrames - 1
+        }; name one ` +
+          "of these",
       );
     }
     byFrame.set(frame, value);

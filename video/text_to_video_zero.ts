@@ -86,6 +86,11 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
   /** Frame numbers, the first of which is the anchor. Default 0 … frames − 1. */
   frameIds?: readonly number[];
   /**
+   * Frames of the whole clip, of which these are a part: decides how long motion takes, and which
+   * frames can be named. Default: up to the largest frame number.
+   */
+  clipFrames?: number;
+  /**
    * Whether a frame is made between every two, at half of the motion and with noise between theirs:
    * 2·frames − 1 in all. Default false.
    */
@@ -191,14 +196,16 @@ export function textToVideo(
   const { attention = "first", attentionWindow = 2 } = options;
   checkNumber("attentionWindow", attentionWindow, { least: 1, whole: true });
   const lookBack = lookBackOf(attention, attentionWindow);
-  const course = courseOf(settled, options, frameIds);
+  const least = wholeIds.reduce((most, id) => Math.max(most, id), 0) + 1;
+  const clipFrames = checkNumber("clipFrames", options.clipFrames ?? least, { least, whole: true });
+  const course = courseOf(settled, options, { frameIds, clipFrames });
   const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
   const { controlAttention = "unet+controlnet" } = options;
   const ownStarts = frameIds.length > 1 && options.latents?.shape[0] === frameIds.length;
   const { motion = controls.length === 0 && !ownStarts } = options;
   const alike = controls.length > 0 && motion === false;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
-  const camera = cameraOf({ ...options, motion }, defaults, { frameIds, seed, latentShape });
+  const camera = cameraOf({ ...options, motion }, defaults, { clipFrames, seed, latentShape });
   if (double && controls.length) {
     throw new InputError(
       "double makes frames between those that controls have maps for; leave it out, or give a " +

@@ -12,7 +12,7 @@ import { describeRuntime } from "../../core/runtime.ts";
 import { parseModelReference } from "../../models/hub.ts";
 import { locateModel } from "../../models/hub/locate.ts";
 import { StableDiffusion } from "../../models/stable_diffusion.ts";
-import type { Clip } from "../clip.ts";
+import type { Clip, ClipEvent } from "../clip.ts";
 import { deflicker } from "../deflicker.ts";
 import type { Frame } from "../frame.ts";
 import { memoryNeeded, outlineOf } from "../memory.ts";
@@ -286,27 +286,28 @@ async function* watch(
   const target = { write: io.stderr, isTTY: io.isTTY, columns: io.columns };
   const show = (label: string, unit: string): Progress =>
     flags.quiet ? { update() {}, end() {} } : startProgress(label, unit, target);
-  const steps = show("denoising", "it");
+  let bar: Progress | null = null;
+  let doing: ClipEvent["kind"] | null = null;
+  let done = 0;
   try {
-    for await (const step of clip.steps) {
-      steps.update(step.step, step.total);
-      const every = Math.max(1, Math.round(step.total / 10));
-      if (preview && step.step % every === 0) {
-        await preview.show(step.latents);
+    for await (const event of clip.events) {
+      if (event.kind !== doing) {
+        bar?.end();
+        bar = event.kind === "step" ? show("denoising", "it") : show("decoding ", "frame");
+        doing = event.kind;
       }
+      if (event.kind === "frame") {
+        bar?.update(++done, clip.frameIds.length);
+        yield event.frame;
+        continue;
+      }
+      const { step, total, latents } = event.step;
+      bar?.update(step, total);
+      const every = Math.max(1, Math.round(total / 10));
+      if (preview && step % every === 0) await preview.show(latents);
     }
   } finally {
-    steps.end();
-  }
-  const decoding = show("decoding ", "frame");
-  try {
-    let done = 0;
-    for await (const frame of clip) {
-      decoding.update(++done, clip.frameIds.length);
-      yield frame;
-    }
-  } finally {
-    decoding.end();
+    bar?.end();
   }
 }
 

@@ -12,7 +12,7 @@ import { measure, type Measures } from "../metrics/measure.ts";
 import { significant } from "../metrics/number.ts";
 import { plotMeasures } from "../metrics/plot.ts";
 import { compareClips, type Similarity } from "../metrics/similarity.ts";
-import { checkFile, openOutputFile } from "../output_file.ts";
+import { checkFile, writeText } from "../output_file.ts";
 import { startProgress } from "../progress.ts";
 import { openVideo, type VideoReader } from "../reader.ts";
 import { readSettings } from "../writer.ts";
@@ -61,7 +61,7 @@ export async function measureClip(
     const measures = await measured(clip, prompt, flags, io);
     if (flags.plot !== undefined) {
       const chart = plotMeasures(measures, { title: path, fps: clip.info.fps });
-      await writeText(flags.plot, chart, flags.overwrite);
+      await writeText(flags.plot, chart, flags.overwrite ?? false);
     }
     const facts = { source: path, fps: clip.info.fps, prompt, ...measures };
     io.stdout(flags.json ? `${JSON.stringify(facts)}\n` : describe(measures, clip.info.fps));
@@ -163,17 +163,6 @@ async function compare(
     io.stdout(flags.json ? `${JSON.stringify(facts)}\n` : table(likenessRows(likeness)));
   } finally {
     await other.close();
-  }
-}
-
-async function writeText(path: string, content: string, overwrite = false): Promise<void> {
-  const file = await openOutputFile(path, overwrite);
-  try {
-    await file.write(new TextEncoder().encode(content));
-    await file.flush();
-    await file.commit();
-  } finally {
-    await file.discard();
   }
 }
 

@@ -123,6 +123,8 @@ export interface GenerateFlags extends ControlFlags {
   guidanceAt?: AtFrames<number>;
   /** Frames of a chunk, as the original code has them. */
   chunkSize?: number;
+  /** Frames of a window. */
+  window?: number;
   /** Video to change. */
   video?: string;
   /** Seconds at which it begins. */
@@ -429,6 +431,12 @@ export function addVideoOptions(command: Command): Command {
     .option(
       "--saliency <file>",
       "smooth behind what stands out to U²-Net or U²-Net-p (.safetensors)",
+    )
+    .option(
+      "--window <n>",
+      "frames that are finished and written together, with the same result; 0 for all (default: 24 " +
+        "in clips of more than 48)",
+      whole(0),
     )
     .option("--demo", "make out/demo.mp4, out/demo.gif and out/demo.png");
 }

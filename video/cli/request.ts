@@ -72,6 +72,8 @@ export interface Request {
   readonly video: VideoRequest | null;
   /** Frames of a chunk; absent without chunks. */
   readonly chunkSize?: number;
+  /** Frames of a window of a long clip; 0 for all at once. */
+  readonly window?: number;
   /** Frames a second; absent where those of the video decide. */
   readonly fps?: number;
   /** Whether flicker is taken out of the frames. */
@@ -332,6 +334,7 @@ export async function readRequest(
     weights: flags.weights ?? weights,
     video,
     chunkSize,
+    window: flags.window,
     fps: flags.fps ?? (anew ? undefined : fps) ?? demo?.fps,
     deflicker: flags.deflicker ?? deflicker ?? false,
     targets,
