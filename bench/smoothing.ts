@@ -5,7 +5,7 @@
  *
  * ```sh
  * deno run -A bench/smoothing.ts --seeds 3
- * deno run -A bench/smoothing.ts --prompts 1 --seeds 1 --picture docs/smoothing.png
+ * deno run -A bench/smoothing.ts --prompts 1 --seed 4 --seeds 1 --picture out/smoothing.png
  * ```
  *
  * @module
@@ -25,7 +25,8 @@ import { type Column, markdownTable, textHead, textRow } from "./table.ts";
 
 const HELP = `usage: smoothing [options]
   --prompts N      prompts, at most 3 (default 3)
-  --seeds N        clips of each (default 3)
+  --seed N         first seed (default 1)
+  --seeds N        clips of each prompt (default 3)
   --frames N       frames of a clip (default 4)
   --gpu KIND       which WebGPU to use
   --picture FILE   contact sheet of the first clip: without smoothing, with it, and the masks
@@ -76,6 +77,7 @@ export const main: Command = command({
   help: HELP,
   options: {
     prompts: count,
+    seed: count,
     seeds: count,
     frames: count,
     gpu: gpuChoice,
@@ -83,13 +85,14 @@ export const main: Command = command({
     json: path,
     markdown: path,
   },
-}, async ({ prompts = PROMPTS.length, seeds = 3, frames = 4, gpu, picture, ...files }) => {
+}, async ({ seed: first = 1, seeds = 3, frames = 4, gpu, picture, ...rest }) => {
+  const { prompts = PROMPTS.length, ...files } = rest;
   const device = await openDevice({ gpu });
   try {
     const sd = await StableDiffusion.load(undefined, { device });
     const rows: Row[] = [];
     for (const [prompt, subject] of PROMPTS.slice(0, prompts)) {
-      for (let seed = 1; seed <= seeds; seed++) {
+      for (let seed = first; seed < first + seeds; seed++) {
         const shown = rows.length ? undefined : picture;
         rows.push(await measure(sd, prompt, subject, { ...CLIP, frames, seed }, shown));
       }

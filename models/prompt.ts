@@ -107,7 +107,7 @@ export function encodePrompts(
   };
 }
 
-/** The words of a prompt as far as they fit, in rows; what did not, and brackets without partners. */
+/** The words of a prompt that fit, in rows; those that did not, and brackets without partners. */
 function readPrompt(
   tokenizer: ClipTokenizer,
   added: AddedTokens,

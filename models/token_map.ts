@@ -48,7 +48,7 @@ export function mapStrides(sampleSize: number): number[] {
  * layers of some strides.
  *
  * With values that are 1 at the chosen tokens and 0 elsewhere, attention itself is that sum, in
- * every channel: so no scores are stored here either, and the mean over channels is that over heads.
+ * every channel: no scores are stored here either, and the mean over channels is that over heads.
  */
 export function fillTokenMap(
   { chosen, map }: TokenMap,

@@ -231,3 +231,20 @@ describe("generatorForFrame", () => {
     }
   });
 });
+
+describe("a clone", () => {
+  it("goes on as the original does, from any place in the stream", () => {
+    for (const start of [() => new Generator(4), () => generatorForFrame(4, 2)]) {
+      const generator = start();
+      generator.randn([700]);
+      generator.randn([3]); // leaves the second normal number of a pair behind
+      const copy = generator.clone();
+      const drawn = [generator.randn([1]), generator.randn([20]), generator.randperm(9)];
+      assert.deepEqual([copy.randn([1]), copy.randn([20]), copy.randperm(9)], drawn);
+    }
+    const cuda = new Generator(4, "cuda");
+    const first = cuda.randn([8]);
+    assert.deepEqual(cuda.clone().randn([8]), cuda.randn([8]));
+    assert.notDeepEqual(cuda.clone().randn([8]), first);
+  });
+});

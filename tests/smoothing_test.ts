@@ -1,14 +1,18 @@
 /**
- * Background smoothing: its formulas, how the foreground is found, and what becomes of clips made by
- * the built-in model.
+ * Background smoothing: its formulas, how the foreground is found, and what becomes of clips made
+ * by the built-in model.
  */
 
 import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";
+import { fileURLToPath } from "node:url";
 import { backgroundError, foregroundDifference } from "../bench/background.ts";
 import { openDevice } from "../core/device.ts";
 import { InputError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
+import { runtime } from "../core/runtime.ts";
+import { openSafetensors } from "../core/safetensors.ts";
+import { concat, permute } from "../kernels/mod.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { fillTokenMap, mapStrides } from "../models/token_map.ts";
 import { findWords } from "../models/prompt.ts";
@@ -34,6 +38,7 @@ after(async () => {
   await device.close();
 });
 
+const ORIGINAL = new URL("./golden/t2v_zero_tiny/original_runs.safetensors", import.meta.url);
 const PROMPT = "a blue circle in the sky";
 const QUICK = { steps: 4, t0: 1, t1: 2, frames: 3, seed: 5, width: 64, height: 64 } as const;
 
@@ -98,7 +103,7 @@ describe("the formulas", () => {
       }
     });
 
-    it(`of the ${blend} leaves the first frame, and strength 1 all frames, bit by bit`, async () => {
+    it(`of the ${blend} leaves the first frame, and at strength 1 all, bit by bit`, async () => {
       const smooth = (strength: number) =>
         device.scope(() =>
           smoothBackground(
@@ -111,6 +116,41 @@ describe("the formulas", () => {
       assert.deepEqual(some.subarray(0, C * CELLS), x.subarray(0, C * CELLS));
       assert.notDeepEqual(some, x);
       assert.deepEqual(await smooth(1), x);
+    });
+  }
+
+  // Tensors of the original code are (b c f h w), b = 1.
+  for (const [name, moves] of [["orig_smooth_bg", true], ["orig_smooth_bg_no_motion", false]]) {
+    it(`that the authors' code has, in its own run ${name}`, async () => {
+      const file = await openSafetensors(fileURLToPath(ORIGINAL));
+      const read = (role: string) => file.readF32(`${name}/${role}`);
+      const frames = async (role: string) => {
+        const [, C, F, h, w] = file.tensors.get(`${name}/${role}`)!.shape;
+        const values = device.tensor(Float32Array.from(await read(role)), [C, F, h, w]);
+        return permute(values, [1, 0, 2, 3]);
+      };
+      const cells = [16, 16] as const;
+      const pixels = 128 * 128;
+      const masks = await read("masks");
+      const all = [0, 1, 2].map((k) =>
+        maskOfCells({ width: 128, height: 128, values: masks.slice(k * pixels) }, cells)
+      );
+      const settings = moves
+        ? { strength: 0.4, motion: { x: 60, y: -40 } }
+        : { strength: 0.3, motion: null };
+      const scope = device.scope();
+      const first = await frames("x_t1_1");
+      const x = moves ? concat([first, await frames("x_t1_k")], 0) : first;
+      const got = smoothBackground(x, foregroundOf(device, all, cells), {
+        ...settings,
+        blend: "code",
+        frameIds: [0, 1, 2],
+      });
+      const want = await frames("smooth_latents_t1");
+      assert.ok(largest(await got.data(), await want.data()) < 1e-5);
+      assert.ok(largest(await x.data(), await want.data()) > 0.1);
+      scope[Symbol.dispose]();
+      await file.close();
     });
   }
 
@@ -262,14 +302,14 @@ describe("clips", () => {
 
   it("with multistep samplers begin the second pass with the history of the first", async () => {
     for (const compat of ["framezero", "diffusers"] as const) {
-      const settings = { scheduler: "dpm++", steps: 5, compat } as const;
+      const settings = { scheduler: "dpm++", compat } as const;
       const once = await made({ ...settings, smoothing: { masks: MASKS } });
       const twice = await made({ ...settings, smoothing: { masks: detector() } });
       assert.deepEqual(twice.latents, once.latents, compat);
     }
   });
 
-  it("take one mask for all frames, from asynchronous sources too, and store settings", async () => {
+  it("take one mask for all frames, from any iterable, and store settings", async () => {
     async function* masks() {
       yield await Promise.resolve(MASKS[0]);
     }
@@ -333,7 +373,8 @@ describe("clips", () => {
 describe("the built-in model", () => {
   const SHOWN = { frames: 3, steps: 8, t0: 3, t1: 5, motionFieldStrengthX: 32 } as const;
 
-  for (const seed of [1, 2, 3]) {
+  // All seeds in one runtime: the arithmetic is the adapter's in all of them.
+  for (const seed of runtime === "deno" ? [1, 2, 3] : [1]) {
     it(`has a calmer background, and the same foreground (seed ${seed})`, async () => {
       const options = { ...SHOWN, seed };
       let foreground = Promise.resolve(new Float32Array());

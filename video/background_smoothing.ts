@@ -1,7 +1,7 @@
 /**
- * Background smoothing (Text2Video-Zero, arXiv:2303.13439, §3.4): behind the foreground, the latents
- * of every frame at T1 are drawn towards those of the first frame, moved along with the camera. The
- * frames are then denoised from there.
+ * Background smoothing (Text2Video-Zero, arXiv:2303.13439, §3.4): behind the foreground, the
+ * latents of every frame at T1 are drawn towards those of the first frame, moved along with the
+ * camera. The frames are then denoised from there.
  *
  * The paper, with the foreground mask M of frame k and the first frame's latents x̂, warped:
  *
@@ -13,8 +13,9 @@
  *     x̄ = (1 − B) ⊙ x + B ⊙ (a·x + (1 − a)·warp(b))
  *
  * Both say `x̄ = x + (1 − a)·(background ⊙ (moved − x))`, which is how it is computed: the first
- * frame, whose move is none, comes out bit by bit as it was where masks are 0 or 1. Both are applied
- * once, at T1: the paper's formula is written for any t, and sampling goes on from its result.
+ * frame, whose move is none, comes out bit by bit as it was where masks are 0 or 1. Both are
+ * applied once, at T1: the paper's formula is written for any t, and sampling goes on from its
+ * result.
  *
  * @module
  */

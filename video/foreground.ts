@@ -1,6 +1,6 @@
 /**
- * Where the foreground of a clip is, for smoothing what is behind it: from masks that are given, from
- * what the UNet attends to at a word of the prompt, or from a detector that looks at the pictures.
+ * Where the foreground of a clip is, for smoothing what is behind it: from masks that are given,
+ * from where the UNet attends to a word of the prompt, or from a detector that looks at pictures.
  *
  * @module
  */
@@ -27,7 +27,7 @@ export interface MaskDetector {
 
 /**
  * Where masks come from: pictures, light where the foreground is, one for each frame or one for
- * all; a word of the prompt; or a detector, which is shown the frames as they are without smoothing.
+ * all; a word of the prompt; or a detector, which is shown the frames without smoothing.
  */
 export type MaskSource = Iterable<Frame> | AsyncIterable<Frame> | Subject | MaskDetector;
 
@@ -125,7 +125,7 @@ export class SubjectAttention implements Disposable {
     });
   }
 
-  /** The foreground of each frame, 0 or 1 for each cell: what {@link foregroundCells} makes of it. */
+  /** The foreground of each frame, 0 or 1 for each cell, by {@link foregroundCells}. */
   async masks(): Promise<Float32Array[]> {
     const sum = this.#sum as Tensor;
     const [frames] = sum.shape;

@@ -3,7 +3,7 @@
  * foreground has to be found in the frames, they are denoised twice, the second time from smoothed
  * latents. Masks that are given need no first time: smoothing takes nothing else from it.
  *
- * The second pass is the first with other latents: it has the same noise and the same recorded work.
+ * The second pass is the first with other latents: it has the same noise and recorded work.
  * Keys and values of the first frame are computed anew; keeping them for all steps would take
  * gigabytes where they take a share of 1/frames of the pass.
  *
@@ -166,7 +166,7 @@ export interface JointPass extends Pick<SmoothingSettings, "camera" | "level" | 
 }
 
 /**
- * Denoises all frames from T1 on, with smoothing where there is a smoother. Yields after every step.
+ * Denoises all frames from T1 on, with smoothing where there is a smoother. Yields every step.
  *
  * @param x Latents at T1, `[frames, C, h, w]`; is disposed of.
  * @returns x_0 of all frames.

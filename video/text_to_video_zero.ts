@@ -9,7 +9,9 @@
  * 3. Cross-frame attention (§3.3): from T1 all frames are denoised together; in every
  *    self-attention layer each frame attends to the first one ({@link GuidedUNet}).
  *
- * Background smoothing (§3.4) goes around step 3: {@link denoiseTogether}. With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
+ * Background smoothing (§3.4) goes around step 3 ({@link denoiseTogether}).
+ *
+ * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
  * 3 the first frame stays on that way: it is the picture, and the others attend to it.
  *
  * With controls there is no motion unless it is asked for: {@link denoiseControlled} takes the place
