@@ -81,7 +81,7 @@ test("one mask for all frames, and bad input", async () => {
   const failure = (args: string[], message: RegExp) =>
     refused([PROMPT, ...QUICK, ...args, ...target], 1, message);
   await failure(["--mask-video", join(root, "none.png")], /none\.png.*no such file/);
-  await failure(["--mask-video", nothing], /this folder has none/);
+  await failure(["--mask-video", nothing], /a folder must hold pictures/);
   await failure(["--mask-video", wide], /aspect of the clip, 64x64; mask 0 is 32x16/);
   await failure(["--mask-video", masks, "--frames", "3"], /3 frames needs 3 masks, got 2/);
   await failure(["--saliency", join(root, "none.safetensors")], /no such file/);

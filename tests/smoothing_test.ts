@@ -53,6 +53,14 @@ function square(left: number, top: number, side: number, light = 255, size = 64)
 
 const MASKS = [square(24, 24, 24), square(16, 24, 24), square(16, 24, 16)];
 
+/** A camera that moves by whole cells, by those strengths a frame. */
+const steady = (motion: { x: number; y: number } | null, latentShape: readonly number[]) =>
+  cameraOf(
+    { motion: motion !== null, motionFieldStrengthX: motion?.x, motionFieldStrengthY: motion?.y },
+    { motionX: 0, motionY: 0 },
+    { clipFrames: 8, seed: 0, latentShape },
+  );
+
 describe("the formulas", () => {
   const [F, C, H, W] = [3, 2, 16, 12];
   const CELLS = H * W;
@@ -63,12 +71,7 @@ describe("the formulas", () => {
   const binary = random.rand([F, 1, H, W]).map((v) => v > 0.6 ? 1 : 0);
   const soft = random.rand([F, 1, H, W]);
 
-  const camera = (moves: boolean) =>
-    cameraOf(
-      { motion: moves, motionFieldStrengthX: motion.x, motionFieldStrengthY: motion.y },
-      { motionX: 0, motionY: 0 },
-      { clipFrames: F, seed: 0, latentShape: [1, C, H, W] },
-    );
+  const camera = (moves: boolean) => steady(moves ? motion : null, [1, C, H, W]);
 
   /** The paper and the authors' code, cell by cell. */
   function literally(masks: Float32Array, a: number, blend: SmoothingBlend, moves: boolean) {
@@ -136,13 +139,14 @@ describe("the formulas", () => {
         maskOfCells({ width: 128, height: 128, values: masks.slice(k * pixels) }, cells)
       );
       const settings = moves
-        ? { strength: 0.4, motion: { x: 60, y: -40 } }
-        : { strength: 0.3, motion: null };
+        ? { strength: 0.4, camera: steady({ x: 60, y: -40 }, [1, 4, 16, 16]) }
+        : { strength: 0.3, camera: steady(null, [1, 4, 16, 16]) };
       const scope = device.scope();
       const first = await frames("x_t1_1");
       const x = moves ? concat([first, await frames("x_t1_k")], 0) : first;
       const got = smoothBackground(x, foregroundOf(device, all, cells), {
         ...settings,
+        level: 1,
         blend: "code",
         frameIds: [0, 1, 2],
       });

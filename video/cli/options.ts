@@ -426,7 +426,7 @@ export function addVideoOptions(command: Command): Command {
     .option("--subject <word>", "smooth behind this word of the prompt")
     .option(
       "--mask-video <path>",
-      "smooth where these masks are dark: a folder with a picture for each frame, or one picture",
+      "smooth where these masks are dark: a video or folder with a mask for each frame, or a picture",
     )
     .option(
       "--saliency <file>",

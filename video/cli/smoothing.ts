@@ -11,8 +11,7 @@ import { U2Net } from "../../models/u2net.ts";
 import type { SmoothingBlend } from "../background_smoothing.ts";
 import { type MaskSource, salientObjects } from "../foreground.ts";
 import type { Frame } from "../frame.ts";
-import { disk } from "../output_file.ts";
-import { readPicture } from "../picture.ts";
+import { openVideo } from "../reader.ts";
 import type { BackgroundSmoothing } from "../smoothed_pass.ts";
 import type { GenerateFlags } from "./options.ts";
 
@@ -24,7 +23,7 @@ export interface SmoothingNames {
   readonly smoothBlend?: SmoothingBlend;
   /** A word of the prompt. */
   readonly subject?: string;
-  /** Folder of masks, or one mask for all frames. */
+  /** Clip of masks, or one mask for all frames. */
   readonly maskVideo?: string;
   /** Weights of U²-Net. */
   readonly saliency?: string;
@@ -75,7 +74,7 @@ function given(names: SmoothingNames): SmoothingNames {
  * @throws {WeightError} if weights are no safetensors file.
  */
 export async function checkSmoothing(names: SmoothingNames | undefined): Promise<void> {
-  if (names?.maskVideo !== undefined) await openMaskVideo(names.maskVideo);
+  if (names?.maskVideo !== undefined) await (await openMaskVideo(names.maskVideo)).close();
   if (names?.saliency !== undefined) await (await openSafetensors(names.saliency)).close();
 }
 
@@ -83,8 +82,8 @@ export async function checkSmoothing(names: SmoothingNames | undefined): Promise
 export interface OpenSmoothing {
   /** The option of the library. */
   readonly options: BackgroundSmoothing;
-  /** Frees what it needs. */
-  close(): void;
+  /** Frees what it needs, and closes masks. */
+  close(): Promise<void>;
 }
 
 /** Opens what names say, with networks on `device`. */
@@ -96,40 +95,34 @@ export async function openSmoothing(
   const net = source === "saliency"
     ? await U2Net.open(names.saliency as string, { device })
     : undefined;
+  const pictures = source === "maskVideo"
+    ? await openMaskVideo(names.maskVideo as string)
+    : undefined;
   const masks: MaskSource = net
     ? salientObjects(net)
-    : names.maskVideo !== undefined
-    ? await openMaskVideo(names.maskVideo)
-    : { subject: names.subject as string };
-  return { options: { masks, strength, blend }, close: () => net?.dispose() };
+    : pictures?.frames ?? { subject: names.subject as string };
+  const close = async () => {
+    net?.dispose();
+    await pictures?.close();
+  };
+  return { options: { masks, strength, blend }, close };
+}
+
+/** Masks that can be read more than once. */
+interface OpenMasks {
+  readonly frames: AsyncIterable<Frame>;
+  close(): Promise<void>;
 }
 
 /**
- * The masks of `--mask-video`: the PNG and JPEG files of a folder in the order of their numbers, or
- * one picture for all frames. They can be read more than once.
+ * The masks of `--mask-video`: a video, a GIF, a folder of pictures, or one picture for all frames.
  *
- * @throws {InputError} if there is no such folder or file, or no picture in it.
+ * @throws {InputError} if they cannot be read.
  */
-export async function openMaskVideo(path: string): Promise<AsyncIterable<Frame>> {
-  const { fs, path: names } = await disk();
-  const entries = await fs.readdir(path).catch(() => null);
-  if (!entries) {
-    const picture = await readPicture(path);
-    return { [Symbol.asyncIterator]: () => frames([() => Promise.resolve(picture)]) };
-  }
-  const files = entries.filter((name) => /\.(png|jpe?g)$/i.test(name))
-    .sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
-  if (!files.length) {
-    throw new InputError(
-      `${path}: masks are PNG or JPEG files, this folder has none; name another one`,
-    );
-  }
-  const read = files.map((name) => () => readPicture(names.join(path, name)));
-  return { [Symbol.asyncIterator]: () => frames(read) };
-}
-
-async function* frames(
-  pictures: readonly (() => Promise<Frame>)[],
-): AsyncGenerator<Frame, void> {
-  for (const picture of pictures) yield await picture();
+async function openMaskVideo(path: string): Promise<OpenMasks> {
+  const reader = await openVideo(path);
+  return {
+    frames: { [Symbol.asyncIterator]: () => reader.frames() },
+    close: () => reader.close(),
+  };
 }
