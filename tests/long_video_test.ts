@@ -60,7 +60,7 @@ function fakeClip(frameIds: readonly number[], log: string[], chunk: number): Cl
         }
       },
     },
-    events: { [Symbol.asyncIterator]: () => eventsOf(clip.steps, clip) },
+    events: { [Symbol.asyncIterator]: () => eventsOf(clip.steps[Symbol.asyncIterator](), clip) },
     latents: () => Promise.reject(new Error("not made")),
     async *[Symbol.asyncIterator]() {
       for (const id of frameIds) {

@@ -120,13 +120,15 @@ export function makeClip(parts: ClipParts): Clip {
   };
 }
 
-/** Steps, and then frames, as events. */
-export async function* eventsOf(
-  steps: AsyncIterable<ClipStep>,
+/** Steps, and then frames, as events; returns what the steps return. */
+export async function* eventsOf<T>(
+  steps: AsyncIterator<ClipStep, T>,
   frames: AsyncIterable<Frame>,
-): AsyncGenerator<ClipEvent, void> {
-  for await (const step of steps) yield { kind: "step", step };
+): AsyncGenerator<ClipEvent, T> {
+  let next = await steps.next();
+  for (; !next.done; next = await steps.next()) yield { kind: "step", step: next.value };
   for await (const frame of frames) yield { kind: "frame", frame };
+  return next.value;
 }
 
 /** Bytes of a band of the autoencoder, from the usual to the least. */

@@ -141,13 +141,7 @@ function chained(
     refuseAgain();
     read = true;
     let before = 0;
-    for (const i of parts.keys()) {
-      const begun = before;
-      async function* counted(): AsyncGenerator<ClipStep, void> {
-        before = yield* stepsOf(i, begun);
-      }
-      yield* eventsOf(counted(), framesOf(i));
-    }
+    for (const i of parts.keys()) before = yield* eventsOf(stepsOf(i, before), framesOf(i));
   }
 
   function refuseAgain(): void {
