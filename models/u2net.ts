@@ -231,7 +231,8 @@ function network(w: Weights, source: WeightSource): Layer {
     down.forEach((stage, i) => skips.push(stage(i ? halve(skips[i - 1]) : x)));
     const features = [skips[STAGES - 1]];
     for (let i = STAGES - 2; i >= 0; i--) {
-      features.unshift(up[i](concat([enlarge(features[0], skips[i]), skips[i]], 1)));
+      const joined = () => concat([enlarge(features[0], skips[i]), skips[i]], 1);
+      features.unshift(x.device.scope(() => up[i](joined())));
     }
     const maps = features.map((feature, i) => sides[i](feature));
     return sigmoid(fuse(concat(maps.map((map) => enlarge(map, maps[0])), 1)));

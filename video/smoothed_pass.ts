@@ -255,5 +255,6 @@ async function detected(
     checkMask(mask, clip, k);
     masks.push(maskOfCells(mask, [h, w]));
   }
+  sd.device.trim(); // the second pass has no use for what a detector's buffers were
   return masks;
 }
