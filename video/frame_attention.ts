@@ -12,11 +12,16 @@
 import { InputError } from "../core/errors.ts";
 import type { LookBack } from "../models/attention.ts";
 
-/** Names of the ways to attend to other frames. */
-export const FRAME_ATTENTION = ["first", "previous", "first+previous", "window"] as const;
-
 /** To which frames a frame attends. */
-export type FrameAttentionChoice = typeof FRAME_ATTENTION[number];
+export type FrameAttentionChoice = "first" | "previous" | "first+previous" | "window";
+
+/** All ways to attend to other frames. */
+export const FRAME_ATTENTION: readonly FrameAttentionChoice[] = [
+  "first",
+  "previous",
+  "first+previous",
+  "window",
+];
 
 /**
  * The frames that a frame sees.
