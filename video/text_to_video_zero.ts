@@ -23,49 +23,38 @@
  * @module
  */
 
-import { InputError, ShapeError } from "../core/errors.ts";
-import { sameShape } from "../core/shape.ts";
+import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, linearCombination, narrow } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
-import {
-  alphasCumprod,
-  forwardAlphaProduct,
-  type Scheduler,
-  type SchedulerConfig,
-} from "../schedulers/mod.ts";
-import { type Camera, cameraOf, type CameraOptions } from "./camera.ts";
+import { type Camera, cameraOf } from "./camera.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import {
-  type ControlAttention,
-  type ControlOptions,
   controlSettings,
   denoiseControlled,
   readControls,
   settleControls,
 } from "./controlled_video.ts";
-import { checkFrame, type Frame } from "./frame.ts";
-import { type FrameAttentionChoice, lookBackOf } from "./frame_attention.ts";
+import { forwardJump, jumpBetween, noiseLevel, type Segments, segments } from "./forward_jump.ts";
+import { checkFrame } from "./frame.ts";
+import { lookBackOf } from "./frame_attention.ts";
 import { noiseWithMiddles, withMiddles } from "./frame_rate.ts";
 import {
   checkNumber,
   denoise,
   encodePrompts,
   framesFrom,
-  type GenerationOptions,
   modelSettings,
   type Sampler,
   schedulerFor,
   settle,
-  type Settled,
 } from "./generation.ts";
 import { GuidedUNet } from "./guided_unet.ts";
 import { checkInvertible, invertPicture, type Trajectory } from "./inversion.ts";
-import { type NoiseOrder, noiseSource, type NormalSource } from "./noise.ts";
-import { type ChangingText, courseOf } from "./prompt_travel.ts";
+import { noiseSource } from "./noise.ts";
+import { courseOf } from "./prompt_travel.ts";
 import { samplerWarnings, videoWarnings } from "./sampler_warnings.ts";
 import {
-  type BackgroundSmoothing,
   denoiseTogether,
   type JointPass,
   readMasks,
@@ -75,91 +64,9 @@ import {
   watchedTokens,
 } from "./smoothed_pass.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
+import { checkGiven, checkOriginal, jumpFrom, type TextToVideoOptions } from "./video_options.ts";
 
-/** Options of {@link textToVideo}. */
-export interface TextToVideoOptions extends GenerationOptions, CameraOptions, ChangingText {
-  /**
-   * The first frame, instead of what the prompt alone would make; it covers the size and is cropped
-   * in the middle. Needs the scheduler `"ddim"`.
-   */
-  image?: Frame;
-  /** Number of frames. Default 8. */
-  frames?: number;
-  /** Frame numbers, the first of which is the anchor. Default 0 … frames − 1. */
-  frameIds?: readonly number[];
-  /**
-   * Frames of the whole clip, of which these are a part: decides how long motion takes, and which
-   * frames can be named. Default: up to the largest frame number.
-   */
-  clipFrames?: number;
-  /**
-   * Whether a frame is made between every two, at half of the motion and with noise between theirs:
-   * 2·frames − 1 in all. Default false.
-   */
-  double?: boolean;
-  /** Steps that lie below T0, the one at T0 not counted. Default: 44 of 50. */
-  t0?: number;
-  /** Steps that lie below T1; `t0 < t1 < steps`. Default: 47 of 50. */
-  t1?: number;
-  /** Whether frames attend to the first frame. Default true; false is an ablation. */
-  crossFrame?: boolean;
-  /** To which frames they attend. Default `"first"`, the paper's. */
-  attention?: FrameAttentionChoice;
-  /** Frames of `attention: "window"`, the frame itself included. Default 2. */
-  attentionWindow?: number;
-  /** ControlNets, with a map for every frame. Default: none. */
-  controls?: readonly ControlOptions[];
-  /** Where frames attend to the first one, with controls. Default `"unet+controlnet"`. */
-  controlAttention?: ControlAttention;
-  /**
-   * Rows of the UNet computed at once: more are faster on a large GPU and take more memory. With
-   * guidance a frame has two. Default: up to 8, as many as can be bound and fit the memory budget.
-   */
-  rows?: number;
-  /**
-   * Who draws the random numbers. `"framezero"` (default): each frame from (seed, frame id), so
-   * that a frame does not depend on the others. `"diffusers"`: one PyTorch CPU generator, in the
-   * order of diffusers' pipeline. `"original"`: one generator again, in the order of the method's
-   * own code, which always samples with DDIM; and ControlNets act as there, where diffusers 0.14
-   * added their last residual to the input of the UNet's middle besides.
-   */
-  compat?: NoiseOrder;
-  /** Draws the backgrounds of all frames towards the first one's. Default: none. */
-  smoothing?: BackgroundSmoothing;
-  /**
-   * x_T of the first frame, `[1, 4, h, w]`, instead of drawing it; or of all frames,
-   * `[frames, 4, h, w]`: then each is denoised from its own, and nothing is moved.
-   */
-  latents?: Tensor;
-  /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
-  noise?: Tensor;
-  /** Random numbers for the other two `compat` instead of a new generator from `seed`. */
-  generator?: NormalSource;
-  /** Sees what the parts of the method produce; for tests. Tensors are valid during the call. */
-  onIntermediate?: (name: Intermediate, value: Tensor | readonly number[]) => void;
-}
-
-/** Names of intermediate results: latents and timesteps at the joints of the method. */
-export type Intermediate =
-  | "prompt_embeds"
-  | "timesteps_0"
-  | "x_1_t1"
-  | "timesteps_1"
-  | "x_1_t0"
-  | "x_2k_t0_warped"
-  | "t0_t1"
-  | "alpha_prod"
-  | "x_2k_t1"
-  | "timesteps_2"
-  | "foreground"
-  | "x_t1_smoothed";
-
-/** Where in the timesteps the frames part: the first frame's way to T1, T1 to T0, and T1 to 0. */
-interface Segments {
-  readonly toT1: readonly number[];
-  readonly t1ToT0: readonly number[];
-  readonly fromT1: readonly number[];
-}
+export type { Intermediate, TextToVideoOptions } from "./video_options.ts";
 
 interface VideoSettings {
   readonly sd: StableDiffusion;
@@ -506,95 +413,4 @@ function startFrames(
     assign(all, noised, first.size);
     return all;
   }).keep();
-}
-
-/** What is left of the latents at T0, and how much noise comes to them; A where there is one. */
-interface Jump {
-  readonly signal: number;
-  readonly noise: number;
-  readonly alphaProduct: number | null;
-}
-
-/**
- * The forward process from T0 to T1 in one step: `x_T1 = √A·x_T0 + √(1−A)·e` with
- * `A = Π α_t, t = T0 … T1−1`, as the original code has it.
- */
-function forwardJump({ config }: Scheduler, T0: number, T1: number): Jump {
-  const A = forwardAlphaProduct(config as Partial<SchedulerConfig>, T0, T1);
-  return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
-}
-
-/**
- * The same between levels σ = √((1−ᾱ)/ᾱ): `A = ᾱ_T1 / ᾱ_T0`; for latents kept as `x_0 + σ·ε`,
- * `x_T1 = x_T0 + √(σ_T1² − σ_T0²)·e`.
- */
-function jumpBetween(space: Scheduler["space"], atT0: number, atT1: number): Jump {
-  if (space === "sigma") {
-    return { signal: 1, noise: Math.sqrt(atT1 ** 2 - atT0 ** 2), alphaProduct: null };
-  }
-  const A = (1 + atT0 ** 2) / (1 + atT1 ** 2);
-  return { signal: Math.sqrt(A), noise: Math.sqrt(1 - A), alphaProduct: A };
-}
-
-/** Standard deviation of the noise in latents that are at a timestep: √(1−ᾱ), or σ. */
-function noiseLevel({ config, sigmas, space }: Scheduler, timestep: number, place: number): number {
-  if (!sigmas) return Math.sqrt(1 - alphasCumprod(config as Partial<SchedulerConfig>)[timestep]);
-  const sigma = sigmas[place];
-  return space === "sigma" ? sigma : sigma / Math.sqrt(1 + sigma ** 2);
-}
-
-/** Places in the timesteps where a step begins. */
-function stepStarts({ timesteps, stepStarts }: Scheduler): readonly number[] {
-  return stepStarts ?? [...timesteps.keys()];
-}
-
-/** t0 and t1 count steps from the end, as in diffusers, which has one timestep a step. */
-function segments(scheduler: Scheduler, t0: number, t1: number): Segments {
-  const { timesteps } = scheduler;
-  const starts = stepStarts(scheduler);
-  const atT1 = starts[starts.length - t1 - 1];
-  const atT0 = starts[starts.length - t0 - 1];
-  return {
-    toT1: timesteps.slice(0, atT1),
-    t1ToT0: timesteps.slice(atT1, atT0),
-    fromT1: timesteps.slice(atT1),
-  };
-}
-
-/** The method's own code has no other sampler, and leaves its steps without fresh noise. */
-function checkOriginal({ scheduler, eta }: Settled): void {
-  if (/^ddim(scheduler)?$/i.test(scheduler) && eta === 0) return;
-  throw new InputError(
-    `compat "original" needs the scheduler ddim with eta 0, which that code always uses, got ` +
-      `${scheduler} with eta ${eta}; leave them out, or compat`,
-  );
-}
-
-/** t0 and t1, by default at the same fraction of the steps as the reference's 44 and 47 of 50. */
-function jumpFrom(
-  scheduler: Scheduler,
-  options: TextToVideoOptions,
-  defaults: StableDiffusion["defaults"],
-): { t0: number; t1: number } {
-  const count = stepStarts(scheduler).length;
-  const single = count === 1 || (options.frames ?? options.frameIds?.length ?? 8) === 1;
-  if (single && options.t0 === undefined && options.t1 === undefined) {
-    return { t0: 0, t1: count - 1 };
-  }
-  const t1 = options.t1 ?? Math.min(count - 1, Math.max(1, Math.round(defaults.t1 * count)));
-  const t0 = options.t0 ?? Math.max(0, Math.min(t1 - 1, Math.round(defaults.t0 * count)));
-  checkNumber("t0", t0, { least: 0, whole: true });
-  checkNumber("t1", t1, { least: 0, whole: true });
-  if (t0 >= t1 || t1 >= count) {
-    throw new InputError(
-      `t0 and t1 count steps from the end and must satisfy t0 < t1 < ${count} (the number of ` +
-        `steps), got t0 = ${t0} and t1 = ${t1}`,
-    );
-  }
-  return { t0, t1 };
-}
-
-function checkGiven(name: string, tensor: Tensor | undefined, shape: readonly number[]): void {
-  if (!tensor || sameShape(tensor.shape, shape)) return;
-  throw new ShapeError(`${name} must have shape [${shape}], got [${tensor.shape}]`);
 }

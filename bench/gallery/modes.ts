@@ -61,8 +61,13 @@ export const MODES: readonly Mode[] = [
     source: `${PAPER}, §3.4`,
     about:
       "The word's own cross-attention makes the mask; behind it, the latents at T1 are drawn " +
-      "towards those of frame zero, moved along.",
-    args: [HEART, ...DEMO, ...PAN, "--subject", "heart", "--smooth", "0.4"],
+      "towards those of frame zero, moved along: the clouds stay the same clouds.",
+    args: [
+      "a blue circle in the sky",
+      ...["--subject", "circle", "--seed", "2", "--frames", "4", "--width", "192"],
+      ...["--height", "128", "--steps", "12", "--t0", "4", "--t1", "7", "--motion-x", "21.5"],
+      ...["--motion-y", "0"],
+    ],
   },
   {
     name: "start-image",
