@@ -16,7 +16,7 @@ import {
   PNDMScheduler,
   samplers,
 } from "../schedulers/mod.ts";
-import { rescaleGuidance } from "../video/guided_unet.ts";
+import { rescaleGuidance } from "../video/guidance.ts";
 import {
   assertClose,
   type Config,

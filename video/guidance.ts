@@ -12,6 +12,9 @@
  * @module
  */
 
+import type { Tensor } from "../core/tensor.ts";
+import { add, concat, div, linearCombination, mul, narrow, std } from "../kernels/mod.ts";
+
 /** How strongly the conditions are followed. */
 export interface GuidanceScales {
   /** s or s_T: weight of the prompt against the negative prompt. */
@@ -47,4 +50,24 @@ export function guidanceRows(
   }
   const all = [row("negative", false, 1 - sI), row("negative", true, sI - s)];
   return [...all.filter(({ weight }) => weight !== 0), row("prompt", true, s)];
+}
+
+/** A sample whose channels behind those of the latents are zero. */
+export function withoutImage(sample: Tensor, channels: number): Tensor {
+  const image = narrow(sample, 1, channels, sample.shape[1] - channels);
+  return concat([narrow(sample, 1, 0, channels), linearCombination([0], [image])], 1);
+}
+
+/**
+ * Brings the standard deviation of every frame's guided noise towards that of the prompt alone:
+ * `ε·(φ·std(ε_pos)/std(ε) + 1 − φ)` (arXiv:2305.08891, equations 15 and 16).
+ *
+ * @param guided `[frames, C, h, w]`.
+ * @param positive Of the same shape.
+ * @param share φ.
+ */
+export function rescaleGuidance(guided: Tensor, positive: Tensor, share: number): Tensor {
+  const spread = (x: Tensor) => std(x, [1, 2, 3], { keepdim: true });
+  const ratio = div(spread(positive), spread(guided));
+  return mul(guided, add(mul(ratio, share), 1 - share));
 }

@@ -25,17 +25,7 @@ import { MemoryError, ShapeError } from "../core/errors.ts";
 import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
-import {
-  add,
-  assign,
-  concat,
-  div,
-  linearCombination,
-  mul,
-  narrow,
-  std,
-  sub,
-} from "../kernels/mod.ts";
+import { add, assign, concat, linearCombination, mul, narrow, sub } from "../kernels/mod.ts";
 import {
   disposeCache,
   type FrameAttention,
@@ -46,7 +36,13 @@ import {
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
 import { ControlBranch, type ControlSettings } from "./control_branch.ts";
-import { type GuidanceRow, guidanceRows, type GuidanceScales } from "./guidance.ts";
+import {
+  type GuidanceRow,
+  guidanceRows,
+  type GuidanceScales,
+  rescaleGuidance,
+  withoutImage,
+} from "./guidance.ts";
 
 /** Settings of a {@link GuidedUNet}. */
 export interface GuidedUNetOptions extends GuidanceScales {
@@ -485,24 +481,4 @@ function rowsThatBind(unet: UNet2DConditionModel, [h, w]: readonly [number, numb
   const perRow = 8 * unet.config.blockOutChannels[0] * h * w * bytes;
   const { maxStorageBufferBindingSize } = unet.device.gpu.limits;
   return Math.max(1, Math.min(MOST_ROWS, Math.floor(maxStorageBufferBindingSize / perRow)));
-}
-
-/** A sample whose channels behind those of the latents are zero. */
-function withoutImage(sample: Tensor, channels: number): Tensor {
-  const image = narrow(sample, 1, channels, sample.shape[1] - channels);
-  return concat([narrow(sample, 1, 0, channels), linearCombination([0], [image])], 1);
-}
-
-/**
- * Brings the standard deviation of every frame's guided noise towards that of the prompt alone:
- * `ε·(φ·std(ε_pos)/std(ε) + 1 − φ)` (arXiv:2305.08891, equations 15 and 16).
- *
- * @param guided `[frames, C, h, w]`.
- * @param positive Of the same shape.
- * @param share φ.
- */
-export function rescaleGuidance(guided: Tensor, positive: Tensor, share: number): Tensor {
-  const spread = (x: Tensor) => std(x, [1, 2, 3], { keepdim: true });
-  const ratio = div(spread(positive), spread(guided));
-  return mul(guided, add(mul(ratio, share), 1 - share));
 }
