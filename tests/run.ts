@@ -21,8 +21,12 @@ interface Runner {
 
 /** Tests of whole clips, by the runtime that they are left to. */
 const ALONE: Readonly<Record<string, readonly string[]>> = {
-  Deno: ["controls_cli", "frame_attention", "instruct_pix2pix", "long_video", "smoothing"],
-  Bun: ["controlled_video", "frame_rate", "motion_field", "prompt_travel", "smoothing_cli"],
+  Deno: ["controls_cli", "frame_attention", "long_video", "lora_use", "preview", "smoothing"],
+  Bun: [
+    ...["controlled_video", "feature_reuse", "frame_rate", "inpainting", "instruct_pix2pix"],
+    ...["memory", "merging", "motion_field", "prompt_travel", "samplers_video", "smoothing_cli"],
+    ...["start_image", "text_to_video"],
+  ],
 };
 
 const files = (await readdir(new URL(".", import.meta.url)))
