@@ -76,9 +76,11 @@ export class Plan<Result> implements Disposable {
     for (const tensor of this.#made) tensor.dispose();
     for (const storage of this.#storages) releaseStorage(storage);
     this.#storages.clear();
+    const bindGroups = new Set(this.#steps.map(({ bindGroup }) => bindGroup)).size;
     this.#steps.length = 0;
     this.#uniforms.destroy();
     this.#free();
+    this.#queue.dropped(bindGroups);
   }
 
   /** Same as {@link Plan.dispose}, for `using`. */

@@ -8,6 +8,7 @@
 import { GpuError } from "./errors.ts";
 import type { Dispatch } from "./kernel.ts";
 import type { Profiler } from "./profiler.ts";
+import { collectGarbage } from "./runtime.ts";
 import { folded, packParams, shaderKey, shaderText, UNIFORM_BYTES } from "./shader.ts";
 import type { Storage } from "./tensor.ts";
 
@@ -16,6 +17,9 @@ export const BATCH = 128;
 
 /** Bind groups kept for reuse. */
 const BIND_GROUPS = 8192;
+
+/** Bind groups that may wait to be collected: the software driver maps a page for each, of 65,530. */
+const MOST_DROPPED = 8192;
 
 /** A dispatch that is ready to be encoded, all but its bind group. */
 export interface Command {
@@ -49,6 +53,7 @@ export class CommandQueue {
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #layouts = new Map<string, Layout>();
   readonly #bindGroups = new Map<string, GPUBindGroup>();
+  #dropped = 0;
   readonly #ids = new WeakMap<GPUBuffer, number>();
   #nextId = 0;
   readonly #uniforms: GPUBuffer;
@@ -203,6 +208,14 @@ export class CommandQueue {
     return made;
   }
 
+  /** Takes note that so many bind groups are held by nobody any more; they cannot be destroyed. */
+  dropped(count: number): void {
+    this.#dropped += count;
+    if (this.#dropped < MOST_DROPPED) return;
+    this.#dropped = 0;
+    collectGarbage();
+  }
+
   #id(buffer: GPUBuffer): number {
     let id = this.#ids.get(buffer);
     if (id === undefined) this.#ids.set(buffer, id = ++this.#nextId);
@@ -215,7 +228,10 @@ export class CommandQueue {
       packParams(command.params, new DataView(this.#uniformBytes.buffer, slot, UNIFORM_BYTES));
     }
     for (const { buffer } of command.bindings) this.#pendingBuffers.add(buffer);
-    if (this.#bindGroups.size >= BIND_GROUPS) this.#bindGroups.clear();
+    if (this.#bindGroups.size >= BIND_GROUPS) {
+      this.#bindGroups.clear();
+      this.dropped(BIND_GROUPS);
+    }
     const bindGroup = this.bindGroup(command, this.#uniforms, this.#bindGroups);
     this.run(command, bindGroup, dynamicOffsets(command, slot));
   }

@@ -80,6 +80,7 @@ interface Globals {
     dlopen(module: { exports: unknown }, path: string, flags: number): void;
   };
   readonly navigator?: { readonly gpu?: GPU; readonly userAgent?: string };
+  readonly Bun?: { gc(force: boolean): void };
 }
 
 /** The part of `bun:ffi` that is used here. */
@@ -118,6 +119,14 @@ export function describeRuntime(): string {
   if (runtime === "bun") return `Bun ${process?.versions.bun} ${machine}`;
   if (runtime === "node") return `Node ${process?.versions.node} ${machine}`;
   return navigator?.userAgent ?? "a browser";
+}
+
+/**
+ * Collects garbage where that can be asked for: Bun does not know of the memory behind the objects
+ * of its GPU package, and may let tens of thousands of them wait.
+ */
+export function collectGarbage(): void {
+  globals.Bun?.gc(true);
 }
 
 /**
