@@ -19,30 +19,26 @@
  * @module
  */
 
-import type { Arena } from "../core/arena.ts";
 import type { Device } from "../core/device.ts";
 import { MemoryError, ShapeError } from "../core/errors.ts";
-import type { Plan } from "../core/plan.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { Generator } from "../core/random.ts";
-import { add, assign, concat, linearCombination, mul, narrow, sub } from "../kernels/mod.ts";
-import {
-  disposeCache,
-  type FrameAttention,
-  type KeyValueCache,
-  type LookBack,
-  splitRows,
-} from "../models/attention.ts";
+import { assign, narrow } from "../kernels/mod.ts";
+import { disposeCache, type LookBack, splitRows } from "../models/attention.ts";
 import { drawOrder, sourcesOf, type TokenMerging } from "../models/token_merging.ts";
 import type { UNet2DConditionModel } from "../models/unet.ts";
 import { ControlBranch, type ControlSettings } from "./control_branch.ts";
+import { guidanceRows, type GuidanceScales } from "./guidance.ts";
 import {
-  type GuidanceRow,
-  guidanceRows,
-  type GuidanceScales,
-  rescaleGuidance,
-  withoutImage,
-} from "./guidance.ts";
+  type Depth,
+  disposeGroup,
+  forgetFrames,
+  type Group,
+  type GroupSettings,
+  newPass,
+  type Pass,
+  recordGroup,
+} from "./guided_group.ts";
 
 /** Settings of a {@link GuidedUNet}. */
 export interface GuidedUNetOptions extends GuidanceScales {
@@ -73,61 +69,15 @@ export interface GuidedUNetOptions extends GuidanceScales {
   readonly relieve?: () => boolean;
 }
 
-/** Guidance rows that are evaluated together, and what their attention layers look at. */
-interface Pass {
-  readonly guidance: readonly GuidanceRow[];
-  readonly text: KeyValueCache;
-  readonly seen: Readonly<Record<Depth, Seen>>;
-}
-
-/** Keys and values of frames that others attend to. */
-interface Seen {
-  readonly anchor: KeyValueCache;
-  /** Those of the frames before the next group. */
-  readonly before: KeyValueCache;
-}
-
-/** What a step computes: everything, or the outermost layers. */
-type Depth = "whole" | "outer";
-
-const nothingSeen = (): Pass["seen"] => ({
-  whole: { anchor: new Map(), before: new Map() },
-  outer: { anchor: new Map(), before: new Map() },
-});
-
-function forgetSeen({ anchor, before }: Seen): void {
-  disposeCache(anchor);
-  disposeCache(before);
-}
-
 /** Rows at once where nothing else limits them: enough to fill a GPU. */
 const MOST_ROWS = 8;
-
-/** Inputs and output of one recorded group. */
-interface Group {
-  readonly sample: Tensor;
-  readonly timestep: Tensor;
-  /** Text of the frames of each pass, where it changes over the clip. */
-  readonly texts: readonly Tensor[];
-  /** Guidance of the frames, `[frames, 1, 1, 1]`, where that changes. */
-  readonly scales: Tensor | null;
-  /** Deep features of each pass, made or used; none if they are never used again. */
-  readonly deep: readonly Tensor[];
-  /** Embedded maps of the ControlNets that act. */
-  readonly maps: readonly Tensor[];
-  /** How much the group's frames attend to the subject, `[frames, 1, h, w]`; none if unwanted. */
-  readonly map: Tensor | undefined;
-  readonly plan: Plan<Tensor>;
-}
 
 /** Predicts the guided noise of all frames of a clip. */
 export class GuidedUNet implements Disposable {
   readonly #unet: UNet2DConditionModel;
   readonly #cells: readonly [number, number];
-  /** Tokens and width of a text. */
-  readonly #words: readonly number[];
-  readonly #guidance: readonly GuidanceRow[];
   readonly #options: GuidedUNetOptions;
+  readonly #settings: GroupSettings;
   readonly #control: ControlBranch | undefined;
   #passes: readonly Pass[];
   /** Frames of a group. */
@@ -139,7 +89,6 @@ export class GuidedUNet implements Disposable {
   /** 1 at the tokens of the subject. */
   readonly #chosen: Tensor | undefined;
   #subjectMap: Tensor | undefined;
-  readonly #arena: Arena;
 
   /**
    * @param hiddenStates The texts of the guidance rows, `[rows, tokens, width]`.
@@ -160,20 +109,14 @@ export class GuidedUNet implements Disposable {
         `guidance needs the texts of ${guidance.length} rows, got ${hiddenStates.shape[0]}`,
       );
     }
-    this.#guidance = guidance;
-    this.#words = hiddenStates.shape.slice(1);
     const rows = options.rows ?? rowsThatBind(unet, cells);
     this.#frames = Math.max(1, Math.floor(rows / guidance.length));
-    this.#arena = unet.device.arena();
-    this.#passes = [{
-      guidance,
-      text: unet.encodeText(hiddenStates),
-      seen: nothingSeen(),
-    }];
+    const arena = unet.device.arena();
+    this.#passes = [newPass(guidance, unet.encodeText(hiddenStates))];
     this.#cells = cells;
     try {
       this.#control = options.control &&
-        new ControlBranch(options.control, hiddenStates, cells, this.#arena);
+        new ControlBranch(options.control, hiddenStates, cells, arena);
     } catch (error) {
       this.dispose();
       throw error;
@@ -187,6 +130,14 @@ export class GuidedUNet implements Disposable {
       for (const token of options.subject) chosen[token] = 1;
       this.#chosen = unet.device.tensor(chosen, [1, 1, chosen.length], unet.dtype).keep();
     }
+    this.#settings = {
+      ...{ unet, guidance, guidanceRescale: options.guidanceRescale ?? 0 },
+      ...{ crossFrame: options.crossFrame, lookBack: options.lookBack },
+      ...{ merge: this.#merging, reuses: (options.reuse ?? 1) > 1 },
+      words: options.textAt && hiddenStates.shape.slice(1),
+      scaled: options.guidanceAt !== undefined,
+      ...{ chosen: this.#chosen, control: this.#control, arena },
+    };
     if (rows < guidance.length) this.#separate();
   }
 
@@ -262,7 +213,7 @@ export class GuidedUNet implements Disposable {
           group.plan.run();
           if (depth === "whole") group.deep.forEach((deep, i) => assign(kept[i], deep));
           assign(output, group.plan.result, first * output.size / frames);
-          if (map && group.map) assign(map, group.map, first * map.size / frames);
+          if (map && group.tokenMap) assign(map, group.tokenMap, first * map.size / frames);
         });
         first += count;
         await afterGroup();
@@ -320,7 +271,7 @@ export class GuidedUNet implements Disposable {
     const key = `${shape} ${isAnchor} ${depth}`;
     const known = this.#groups.get(key);
     if (known) return known;
-    const group = this.#record(shape, isAnchor, depth);
+    const group = recordGroup(this.#settings, this.#passes, shape, { isAnchor, depth });
     this.#groups.set(key, group);
     return group;
   }
@@ -348,93 +299,9 @@ export class GuidedUNet implements Disposable {
   #separate(): void {
     const [{ guidance, text }] = this.#passes;
     this.#passes = splitRows(text, guidance.length)
-      .map((row, i) => ({ guidance: [guidance[i]], text: row, seen: nothingSeen() }));
+      .map((row, i) => newPass([guidance[i]], row));
     disposeCache(text);
     this.#control?.separate(guidance.length);
-  }
-
-  #record(shape: readonly number[], isAnchor: boolean, depth: Depth): Group {
-    const { device, config, dtype } = this.#unet;
-    const { guidanceRescale = 0, crossFrame, lookBack, reuse = 1 } = this.#options;
-    const { guidanceAt, textAt } = this.#options;
-    const [frames, , ...cells] = shape;
-    const sample = device.empty(shape).keep();
-    const timestep = device.empty([1]).keep();
-    const deep: Tensor[] = [];
-    const texts: Tensor[] = [];
-    const maps: Tensor[] = [];
-    const scales = guidanceAt ? device.empty([frames, 1, 1, 1]).keep() : null;
-    const inputs = () => [
-      sample,
-      timestep,
-      ...deep,
-      ...texts,
-      ...maps,
-      ...scales ? [scales] : [],
-      ...map ? [map] : [],
-    ];
-    const merge = this.#merging;
-    const chosen = depth === "whole" ? this.#chosen : undefined;
-    const map = chosen && device.empty([frames, 1, ...cells]).keep();
-    try {
-      maps.push(...this.#control?.inputs(frames, cells) ?? []);
-      for (const { guidance } of textAt ? this.#passes : []) {
-        texts.push(device.empty([guidance.length * frames, ...this.#words]).keep());
-      }
-      for (const { guidance } of reuse > 1 ? this.#passes : []) {
-        const extents = [guidance.length * frames, config.blockOutChannels[0], ...cells];
-        deep.push(device.empty(extents, dtype).keep());
-      }
-      const plan = device.record(() => {
-        const noise = this.#passes.flatMap(({ guidance, text, seen }, i) => {
-          const { anchor, before } = seen[depth];
-          if (isAnchor) forgetSeen(seen[depth]);
-          const attention: FrameAttention = crossFrame
-            ? {
-              mode: "first",
-              frames,
-              anchor,
-              merge,
-              lookBack: lookBack && { ...lookBack, before },
-            }
-            : { mode: "self", frames: 1, merge };
-          const all = device.scope(() => {
-            const shown = guidance.map(({ image }) =>
-              image ? sample : withoutImage(sample, config.outChannels)
-            );
-            const input = shown.length > 1 ? concat(shown, 0) : shown[0];
-            const outer = depth === "outer";
-            return this.#unet.forward(input, timestep, texts[i] ?? text, {
-              frames: attention,
-              // The prompt's row is the last.
-              tokens: chosen && map && i === this.#passes.length - 1 ? { chosen, map } : undefined,
-              deep: deep.length ? { feature: deep[i], known: outer } : undefined,
-              control: this.#control?.residuals({
-                pass: i,
-                sample,
-                input,
-                timestep,
-                texts: texts[i],
-                embedded: maps,
-                isAnchor,
-                outer,
-              }),
-            });
-          });
-          return guidance.map((_, row) => narrow(all, 0, row * frames, frames));
-        });
-        if (noise.length === 1) return noise[0];
-        const positive = noise[noise.length - 1];
-        const guided = scales
-          ? add(noise[0], mul(sub(positive, noise[0]), scales))
-          : linearCombination(this.#guidance.map(({ weight }) => weight), noise);
-        return guidanceRescale > 0 ? rescaleGuidance(guided, positive, guidanceRescale) : guided;
-      }, this.#arena);
-      return { sample, timestep, texts, scales, deep, maps, map, plan };
-    } catch (error) {
-      for (const tensor of inputs()) tensor.dispose();
-      throw error;
-    }
   }
 
   #dropFeatures(): void {
@@ -443,20 +310,11 @@ export class GuidedUNet implements Disposable {
   }
 
   #forget(): void {
-    for (const group of this.#groups.values()) {
-      const { sample, timestep, texts, scales, deep, maps, map, plan } = group;
-      plan.dispose();
-      for (const tensor of [sample, timestep, ...texts, ...deep, ...maps]) tensor.dispose();
-      scales?.dispose();
-      map?.dispose();
-    }
+    for (const group of this.#groups.values()) disposeGroup(group);
     this.#groups.clear();
     this.#dropFeatures();
     this.#control?.forget();
-    for (const { seen } of this.#passes) {
-      forgetSeen(seen.whole);
-      forgetSeen(seen.outer);
-    }
+    for (const pass of this.#passes) forgetFrames(pass);
   }
 
   /** Frees plans, texts and anchor. */
