@@ -4,116 +4,102 @@
  * stopped and continued.
  *
  * ```sh
- * deno run -A bench/study.ts --json bench/results/study.json --markdown study.md
+ * deno run -A bench/study.ts --json bench/results/study.json --markdown bench/results/study.md \
+ *   --plot docs/study.svg
  * ```
  *
  * @module
  */
 
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import process from "node:process";
-import { openDevice } from "../core/device.ts";
+import { type Device, openDevice } from "../core/device.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
-import type { Clip } from "../video/clip.ts";
 import { deflicker } from "../video/deflicker.ts";
+import type { Frame } from "../video/frame.ts";
 import { measure } from "../video/metrics/measure.ts";
 import { writeText } from "../video/output_file.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
+import type { Frames } from "../video/writer.ts";
 import { type Command, command, count, gpuChoice, path, pattern } from "./command.ts";
 import { describeSetting, settingOf } from "./setting.ts";
-import { type Prompt, PROMPTS, type Variant, VARIANTS } from "./study/variants.ts";
-import { type Column, markdownTable, significant, textHead, textRow } from "./table.ts";
+import { studyPlot } from "./study/plot.ts";
+import { COLUMNS, type Figure, type Result, summarize, tableOf } from "./study/report.ts";
+import { type Prompt, PROMPTS, STEPS, type Variant, VARIANTS } from "./study/variants.ts";
+import { markdownTable, textHead, textRow } from "./table.ts";
 
 const HELP = `usage: study [options]
   --prompts N      how many of the twenty (default 20)
   --seeds N        seeds a prompt (default 3)
   --frames N       frames of a clip (default 8)
-  --steps N        denoising steps (default 12)
+  --steps N        denoising steps (default 8, which the jumps are meant for)
   --filter RE      only variants whose names match, and the reference
   --gpu KIND       which WebGPU to use
   --json FILE      results; those in it are kept and not made again
   --markdown FILE  write the table
+  --plot FILE      draw it, as SVG
   --help           this text`;
-
-/** The measures of one clip. */
-interface Result {
-  readonly variant: string;
-  readonly prompt: string;
-  readonly seed: number;
-  readonly frames: number;
-  readonly steps: number;
-  /** Pixels a frame. */
-  readonly ofs: number;
-  /** Squared 8-bit levels. */
-  readonly warpError: number | null;
-  readonly mawe: number | null;
-  readonly ssim: number;
-  /** 8-bit levels, of blocks. */
-  readonly flicker: number;
-}
-
-type Figure = "mawe" | "warpError" | "flicker" | "ofs" | "ssim";
-
-const FIGURES: readonly (readonly [Figure, string])[] = [
-  ["mawe", "MAWE ↓"],
-  ["warpError", "warp error ↓"],
-  ["flicker", "flicker ↓"],
-  ["ofs", "OFS"],
-  ["ssim", "SSIM"],
-];
-
-const COLUMNS: readonly Column[] = [
-  { title: "settings", width: 34, align: "left" },
-  { title: "clips", width: 5, align: "right" },
-  ...FIGURES.map(([, title]) => ({ title, width: 22, align: "right" as const })),
-];
 
 /** Runs the command. Returns the exit code. */
 export const main: Command = command({
   help: HELP,
   options: {
     ...{ prompts: count, seeds: count, frames: count, steps: count },
-    ...{ filter: pattern, gpu: gpuChoice, json: path, markdown: path },
+    ...{ filter: pattern, gpu: gpuChoice, json: path, markdown: path, plot: path },
   },
-}, async ({ prompts = 20, seeds = 3, frames = 8, steps = 12, filter, gpu, json, markdown }) => {
-  const results: Result[] = json === undefined ? [] : await stored(json);
+}, async (options) => {
+  const { prompts = 20, seeds = 3, frames = 8, steps = STEPS } = options;
+  const { filter, gpu, json, markdown, plot } = options;
+  const results = json === undefined ? [] : await stored(json);
   const device = await openDevice({ gpu });
   const setting = settingOf(device);
+  const variants = VARIANTS.filter(({ name }, i) => i === 0 || !filter || filter.test(name));
   try {
     const sd = await StableDiffusion.load(undefined, { device });
-    for (
-      const variant of VARIANTS.filter(({ name }, i) => i === 0 || !filter || filter.test(name))
-    ) {
-      for (const prompt of PROMPTS.slice(0, prompts)) {
-        for (let seed = 0; seed < seeds; seed++) {
-          const what = { variant: variant.name, prompt: prompt.text, seed, frames, steps };
-          if (results.some((result) => isOf(result, what))) continue;
-          results.push({ ...what, ...await measured(sd, variant, prompt, what) });
-          const text = `${JSON.stringify({ ...setting, results }, null, 1)}\n`;
-          if (json !== undefined) await writeText(json, text, true);
-        }
-      }
-      console.error(`${variant.name}: ${results.length} clips`);
+    for (const [variant, prompt, seed] of combinations(variants, prompts, seeds)) {
+      const what = { variant: variant.name, prompt: prompt.text, seed, frames, steps };
+      if (results.some((result) => isOf(result, what))) continue;
+      results.push(...await measured(sd, variant, prompt, what));
+      const text = `${JSON.stringify({ ...setting, results }, null, 1)}\n`;
+      if (json !== undefined) await writeText(json, text, true);
+      console.error(`${variant.name}, ${prompt.text}, seed ${seed}`);
     }
     sd.dispose();
   } finally {
     await device.close();
   }
-  const shown = results.filter((result) => result.frames === frames && result.steps === steps);
-  const rows = tableOf(shown);
-  console.log(`${describeSetting(setting)}, ${frames} frames, ${steps} steps`);
+  const rows = summarize(
+    results.filter((result) => result.frames === frames && result.steps === steps),
+  );
+  const cells = tableOf(rows);
+  const heading = `${describeSetting(setting)}, ${frames} frames, ${steps} steps`;
+  console.log(heading);
   console.log(textHead(COLUMNS));
-  for (const row of rows) console.log(textRow(COLUMNS, row));
-  if (markdown !== undefined) {
-    await writeText(markdown, `${markdownTable(COLUMNS, rows)}\n`, true);
-  }
+  for (const row of cells) console.log(textRow(COLUMNS, row));
+  const table = `${markdownTable(COLUMNS, cells)}\n`;
+  if (markdown !== undefined) await writeText(markdown, table, true);
+  if (plot !== undefined) await writeText(plot, studyPlot(rows, heading), true);
   return 0;
 });
 
 /** Results of an earlier run; none if there is no such file. */
 async function stored(file: string): Promise<Result[]> {
-  const text = await readFile(file, "utf8").catch(() => null);
-  return text === null ? [] : (JSON.parse(text) as { results: Result[] }).results;
+  if (!existsSync(file)) return [];
+  return (JSON.parse(await readFile(file, "utf8")) as { results: Result[] }).results;
+}
+
+/** The clips of the study. */
+function combinations(
+  variants: readonly Variant[],
+  prompts: number,
+  seeds: number,
+): (readonly [Variant, Prompt, number])[] {
+  return variants.flatMap((variant) =>
+    PROMPTS.slice(0, prompts).flatMap((prompt) =>
+      Array.from({ length: seeds }, (_, seed) => [variant, prompt, seed] as const)
+    )
+  );
 }
 
 type What = Pick<Result, "variant" | "prompt" | "seed" | "frames" | "steps">;
@@ -122,68 +108,40 @@ function isOf(result: Result, what: What): boolean {
   return (Object.keys(what) as (keyof What)[]).every((key) => result[key] === what[key]);
 }
 
+/** A clip's figures, and those of its steadied frames if they are listed. */
 async function measured(
   sd: StableDiffusion,
-  { options, smooths, steadies }: Variant,
+  { options, smooths, steadied }: Variant,
   { text, subject }: Prompt,
-  { seed, frames, steps }: What,
-): Promise<Pick<Result, Figure>> {
-  const clip: Clip = textToVideo(sd, text, {
+  what: What,
+): Promise<Result[]> {
+  const { seed, frames, steps } = what;
+  const clip = textToVideo(sd, text, {
     ...options,
     ...{ seed, frames, steps },
     ...(smooths && { smoothing: { masks: { subject } } }),
   });
+  const shown: Frame[] = [];
   try {
-    const shown = steadies ? deflicker(clip) : clip;
-    const { motion, similarity, flicker } = await measure(shown, { device: sd.device });
-    return {
-      ofs: motion?.opticalFlowScore ?? NaN,
-      warpError: motion?.warpError ?? null,
-      mawe: motion?.mawe ?? null,
-      ssim: similarity?.ssim ?? NaN,
-      flicker: flicker?.blocks.level ?? NaN,
-    };
+    for await (const frame of clip) shown.push(frame);
   } finally {
     clip.dispose();
   }
+  const result = { ...what, ...await figuresOf(shown, sd.device) };
+  if (steadied === undefined) return [result];
+  const figures = await figuresOf(deflicker(shown), sd.device);
+  return [result, { ...what, variant: steadied, ...figures }];
 }
 
-/** A row a variant: means over prompts and seeds, and the change against the reference. */
-function tableOf(results: readonly Result[]): string[][] {
-  const [{ name: reference }] = VARIANTS;
-  const base = results.filter(({ variant }) => variant === reference);
-  return VARIANTS.flatMap(({ name }) => {
-    const own = results.filter(({ variant }) => variant === name);
-    if (!own.length) return [];
-    return [[
-      name,
-      String(own.length),
-      ...FIGURES.map(([figure]) => cell(own, name === reference ? [] : base, figure)),
-    ]];
-  });
-}
-
-/** `12.3 (−8 ± 3 %)`: the mean, the change of its mean and how far that differs between seeds. */
-function cell(own: readonly Result[], base: readonly Result[], figure: Figure): string {
-  const mean = meanOf(own, figure);
-  if (!base.length) return significant(mean);
-  const seeds = [...new Set(own.map(({ seed }) => seed))];
-  const changes = seeds.map((seed) => {
-    const of = (results: readonly Result[]) =>
-      meanOf(results.filter((result) => result.seed === seed), figure);
-    return 100 * (of(own) / of(base) - 1);
-  });
-  const change = average(changes);
-  const spread = Math.sqrt(average(changes.map((value) => (value - change) ** 2)));
-  const signed = `${change < 0 ? "−" : "+"}${Math.abs(change).toFixed(0)}`;
-  return `${significant(mean)} (${signed} ± ${spread.toFixed(0)} %)`;
-}
-
-const average = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / values.length;
-
-function meanOf(results: readonly Result[], figure: Figure): number {
-  return average(results.map((result) => result[figure]).filter((value) => value !== null));
+async function figuresOf(frames: Frames, device: Device): Promise<Pick<Result, Figure>> {
+  const { motion, similarity, flicker } = await measure(frames, { device });
+  return {
+    ofs: motion?.opticalFlowScore ?? NaN,
+    warpError: motion?.warpError ?? null,
+    mawe: motion?.mawe ?? null,
+    ssim: similarity?.ssim ?? NaN,
+    flicker: flicker?.blocks.level ?? NaN,
+  };
 }
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

@@ -12,10 +12,12 @@ export interface Variant {
   readonly name: string;
   /** Options besides the prompt, the seed and what all have. */
   readonly options: TextToVideoOptions;
+  /** Name of the settings that it is compared with. Default: those of the first variant. */
+  readonly against?: string;
   /** Whether the background is smoothed behind the prompt's subject. */
   readonly smooths?: boolean;
-  /** Whether finished frames pass the filter against flicker. */
-  readonly steadies?: boolean;
+  /** What tables call the same frames after the filter against flicker, if they list them. */
+  readonly steadied?: string;
 }
 
 /** A prompt of the study. */
@@ -26,29 +28,43 @@ export interface Prompt {
   readonly subject: string;
 }
 
-/** Motion of the camera in all variants that move: 8 pixels a frame to the right at 128². */
-const STRENGTH = { motionFieldStrengthX: 32, motionFieldStrengthY: 0 };
+/**
+ * The settings of the method's own code, as near as {@link STEPS} steps come: motion of 12 by 12
+ * 512ths a frame, which is ⅜ of a cell at 128², and the jump right after the beginning, where that
+ * code has t0 = 44 and t1 = 47 of 50 steps.
+ */
+const REFERENCE = { motionFieldStrengthX: 12, motionFieldStrengthY: 12, t0: 6, t1: 7 };
 
-/** The same motion in words. */
-const PAN = "pan 32 0";
+/** The jump where the built-in model has it by default: more of the picture is settled before. */
+const LATER = { t0: 4, t1: 5 };
 
-/** The reference comes first; all others are compared with it. */
+/** A whole cell a frame, to the right. */
+const FAST = { motionFieldStrengthX: 32, motionFieldStrengthY: 0 };
+
+/** Denoising steps that the places of the jumps are meant for. */
+export const STEPS = 8;
+
+/** The reference comes first. One thing is changed at a time, then some together. */
 export const VARIANTS: readonly Variant[] = [
-  { name: "reference", options: STRENGTH },
-  { name: "no cross-frame attention", options: { ...STRENGTH, crossFrame: false } },
-  { name: "attention: previous", options: { ...STRENGTH, attention: "previous" } },
-  { name: "attention: first+previous", options: { ...STRENGTH, attention: "first+previous" } },
-  { name: "attention: window", options: { ...STRENGTH, attention: "window" } },
-  { name: "between cells", options: { motion: PAN } },
-  { name: "less freedom (t1 − t0 = 1)", options: { ...STRENGTH, t0: 6, t1: 7 } },
-  { name: "more freedom (t1 − t0 = 3)", options: { ...STRENGTH, t0: 5, t1: 8 } },
-  { name: "later (t0 4, t1 6)", options: { ...STRENGTH, t0: 4, t1: 6 } },
-  { name: "smoothing", options: STRENGTH, smooths: true },
-  { name: "deflicker", options: STRENGTH, steadies: true },
+  { name: "reference", options: REFERENCE, steadied: "deflicker" },
+  { name: "no cross-frame attention", options: { ...REFERENCE, crossFrame: false } },
+  { name: "attention: previous", options: { ...REFERENCE, attention: "previous" } },
+  { name: "attention: first+previous", options: { ...REFERENCE, attention: "first+previous" } },
+  { name: "attention: window", options: { ...REFERENCE, attention: "window" } },
+  { name: "sub-cell motion", options: { ...REFERENCE, subCell: true } },
+  { name: "later jump (t0 4, t1 5)", options: { ...REFERENCE, ...LATER } },
+  { name: "wider jump (t0 4, t1 7)", options: { ...REFERENCE, t0: 4 } },
+  { name: "smoothing", options: REFERENCE, smooths: true },
   {
-    name: "between cells, window, smoothing",
-    options: { motion: PAN, attention: "window" },
-    smooths: true,
+    name: "later jump, sub-cell motion",
+    options: { ...REFERENCE, ...LATER, subCell: true },
+    steadied: "later jump, sub-cell, deflicker",
+  },
+  { name: "fast", options: { ...REFERENCE, ...FAST } },
+  {
+    name: "fast, later jump, sub-cell motion",
+    options: { ...REFERENCE, ...LATER, ...FAST, subCell: true },
+    against: "fast",
   },
 ];
 
