@@ -5,6 +5,7 @@
  * ```sh
  * deno run -A bench/end_to_end.ts
  * bun bench/end_to_end.ts --json end_to_end.json
+ * deno run -A bench/end_to_end.ts --long 240
  * ```
  *
  * @module
@@ -14,6 +15,7 @@ import process from "node:process";
 import { type Device, openDevice } from "../core/device.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import type { Clip } from "../video/clip.ts";
+import { inWindows } from "../video/long_video.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import {
@@ -32,10 +34,14 @@ import { median } from "./timing.ts";
 const HELP = `Times the built-in model from end to end. deno run -A bench/end_to_end.ts [options]
 
   --steps N      denoising steps of each clip (default 8)
+  --long N       also a clip of N frames, in windows of 24 as the command line makes it
   --dtype TYPE   f32 (default) or f16
   --gpu CHOICE   auto (default), native, dawn or software
   --json FILE    write the results as JSON
   --help         this text`;
+
+/** Frames of a part of a long clip. */
+const WINDOW = 24;
 
 const PROMPT = "a red circle on a blue background";
 
@@ -59,10 +65,14 @@ export interface ClipCost {
   readonly firstDecode: number;
   /** Median of the other frames, `null` where there are none. */
   readonly decode: number | null;
+  /** From the prompt until its first frame is finished. */
+  readonly firstFrame: number;
   /** From the prompt to the last frame. */
   readonly total: number;
   /** Largest number of bytes on the GPU, weights included. */
   readonly peakBytes: number;
+  /** Largest resident set of the process while its frames came. */
+  readonly hostBytes: number;
 }
 
 /** What is written with `--json`. */
@@ -83,21 +93,23 @@ const COLUMNS: readonly Column[] = [
   { title: "clip", width: 18, align: "left" },
   { title: "first step", width: 10, align: "right" },
   { title: "step", width: 7, align: "right" },
-  { title: "a frame", width: 7, align: "right" },
   { title: "dispatches", width: 10, align: "right" },
   { title: "submits", width: 7, align: "right" },
   { title: "compiled", width: 8, align: "right" },
   { title: "1st decode", width: 10, align: "right" },
   { title: "decode", width: 7, align: "right" },
+  { title: "1st frame s", width: 11, align: "right" },
   { title: "total s", width: 7, align: "right" },
-  { title: "peak MiB", width: 8, align: "right" },
+  { title: "ms a frame", width: 10, align: "right" },
+  { title: "GPU MiB", width: 7, align: "right" },
+  { title: "host MiB", width: 8, align: "right" },
 ];
 
 /** Runs the command. Returns the exit code. */
 export const main: Command = command({
   help: HELP,
-  options: { steps: count, dtype: floatType, gpu: gpuChoice, json: path },
-}, async ({ steps = 8, dtype = "f32", gpu, json }) => {
+  options: { steps: count, long: count, dtype: floatType, gpu: gpuChoice, json: path },
+}, async ({ steps = 8, long, dtype = "f32", gpu, json }) => {
   const begin = performance.now();
   const device = await openDevice({ gpu });
   try {
@@ -123,6 +135,11 @@ export const main: Command = command({
     for (const frames of [8, 16, 32]) {
       await add(`${frames} frames`, textToVideo(sd, PROMPT, { steps, frames }));
     }
+    if (long !== undefined) {
+      const part = (frameIds: readonly number[]) =>
+        textToVideo(sd, PROMPT, { steps, frameIds, clipFrames: long });
+      await add(`${long} frames`, inWindows(long, WINDOW, part));
+    }
     sd.dispose();
     const results: Results = { ...setting, dtype, steps, open, load, clips };
     await writeResults({ json }, results);
@@ -144,17 +161,23 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
     return lasted;
   };
   const laps: { all: boolean; lasted: number; dispatches: number; submissions: number }[] = [];
+  const decodes: number[] = [];
+  let [firstFrame, hostBytes] = [0, 0];
   let seen = before;
-  for await (const { phase } of clip.steps) {
+  for await (const event of clip.events) {
     const lasted = lap();
+    if (event.kind === "frame") {
+      if (!decodes.length) firstFrame = last - begin;
+      decodes.push(lasted);
+      hostBytes = Math.max(hostBytes, process.memoryUsage().rss);
+      continue;
+    }
     const now = device.counts();
     const dispatches = now.dispatches - seen.dispatches;
     const submissions = now.submissions - seen.submissions;
-    laps.push({ all: phase === "frames", lasted, dispatches, submissions });
+    laps.push({ all: event.step.phase === "frames", lasted, dispatches, submissions });
     seen = now;
   }
-  const decodes: number[] = [];
-  for await (const _frame of clip) decodes.push(lap());
   clip.dispose();
   // The first step of all frames records and may compile: the ones after it are the rule.
   const warm = laps.filter(({ all }) => all).slice(1);
@@ -170,8 +193,10 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
     pipelines: device.counts().pipelines - before.pipelines,
     firstDecode,
     decode: others.length ? median(others) : null,
+    firstFrame,
     total: last - begin,
     peakBytes: device.memory().peak,
+    hostBytes,
   };
 }
 
@@ -180,14 +205,16 @@ function cellsOf(cost: ClipCost): string[] {
     cost.what,
     significant(cost.firstStep),
     significant(cost.step),
-    significant(cost.step / cost.frames),
     String(cost.dispatches),
     String(cost.submissions),
     String(cost.pipelines),
     significant(cost.firstDecode),
     cost.decode === null ? "–" : significant(cost.decode),
+    significant(cost.firstFrame / 1000),
     significant(cost.total / 1000),
+    significant(cost.total / cost.frames),
     significant(cost.peakBytes / 2 ** 20),
+    significant(cost.hostBytes / 2 ** 20),
   ];
 }
 
