@@ -13,6 +13,7 @@
 
 import { InputError, ShapeError } from "../core/errors.ts";
 import { defineKernel, type Kernel, run, scalars, u32 } from "../core/kernel.ts";
+import { roundToEven } from "../core/rounding.ts";
 import { formatShape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
@@ -180,12 +181,6 @@ export function gaussianWeights(sigma: number): number[] {
   }
   weights[radius] = 256 - given;
   return weights;
-}
-
-/** To the nearest whole number; halves to the even one. */
-function roundToEven(x: number): number {
-  const rounded = Math.round(x);
-  return rounded - x === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
 }
 
 /**

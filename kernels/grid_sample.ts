@@ -13,6 +13,7 @@
 
 import { ShapeError } from "../core/errors.ts";
 import { defineKernel, type Kernel, run, scalars, u32 } from "../core/kernel.ts";
+import { roundToEven } from "../core/rounding.ts";
 import { formatShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { cubic, cubicWgsl, FLAT_INDEX, flatGrid } from "./wgsl.ts";
@@ -195,7 +196,7 @@ function sampleAt(
     x >= 0 && y >= 0 && x < width && y < height ? picture[y * width + x] : 0;
   const x = pixels(gx, width);
   const y = pixels(gy, height);
-  if (mode === "nearest") return pixel(toEven(place(x, width)), toEven(place(y, height)));
+  if (mode === "nearest") return pixel(roundToEven(place(x, width)), roundToEven(place(y, height)));
   let sum = 0;
   if (mode === "bilinear") {
     const [u, v] = [place(x, width), place(y, height)];
@@ -213,12 +214,6 @@ function sampleAt(
     }
   }
   return sum;
-}
-
-function toEven(x: number): number {
-  const below = Math.floor(x);
-  if (x - below !== 0.5) return Math.round(x);
-  return below % 2 === 0 ? below : below + 1;
 }
 
 /**

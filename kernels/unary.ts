@@ -13,6 +13,7 @@
 
 import { ShapeError } from "../core/errors.ts";
 import { defineKernel, type Kernel, run, u32, vectors } from "../core/kernel.ts";
+import { roundToEven } from "../core/rounding.ts";
 import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { ERF, FLAT_INDEX, flatGrid, flatPieces, floatType, laneTypes, SINE } from "./wgsl.ts";
@@ -94,11 +95,6 @@ export function geluReference(x: number): number {
   return 0.5 * x * (1 + erfReference(x * Math.SQRT1_2));
 }
 
-function roundHalfEven(x: number): number {
-  const up = Math.round(x);
-  return up - x === 0.5 && up % 2 !== 0 ? up - 1 : up;
-}
-
 const TABLE: Readonly<Record<UnaryName, Row>> = {
   silu: {
     wgsl: "x * logistic(x)",
@@ -177,7 +173,7 @@ const TABLE: Readonly<Record<UnaryName, Row>> = {
   },
   log: { wgsl: "log(x)", reference: Math.log, domain: [0.01, 100], flops: 1 },
   reciprocal: { wgsl: "1.0 / x", reference: (x) => 1 / x, domain: [0.01, 100], flops: 1 },
-  round: { wgsl: "round(x)", reference: roundHalfEven, domain: [-8, 8], flops: 1 },
+  round: { wgsl: "round(x)", reference: roundToEven, domain: [-8, 8], flops: 1 },
   floor: { wgsl: "floor(x)", reference: Math.floor, domain: [-8, 8], flops: 1 },
 };
 

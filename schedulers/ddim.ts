@@ -4,6 +4,7 @@
  * @module
  */
 
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { resolveConfig, type SchedulerConfig } from "./config.ts";
 import {
@@ -23,7 +24,6 @@ import {
   alphasCumprod,
   checkSteps,
   checkZeroSnr,
-  roundHalfEven,
   type Scheduler,
   spacedTimesteps,
   type StepOptions,
@@ -100,7 +100,7 @@ export class DDIMScheduler implements Scheduler {
   /** Chooses timesteps; the stride between noise levels is ⌊training timesteps / steps⌋. */
   setTimesteps(numInferenceSteps: number): void {
     checkSteps("DDIMScheduler", numInferenceSteps, this.#alphas.length);
-    this.timesteps = spacedTimesteps(this.config, numInferenceSteps).map(roundHalfEven);
+    this.timesteps = spacedTimesteps(this.config, numInferenceSteps).map(roundToEven);
     this.#stride = Math.floor(this.#alphas.length / numInferenceSteps);
   }
 
@@ -214,7 +214,7 @@ export class DDIMInverseScheduler implements Scheduler {
   /** Chooses the timesteps of DDIM, ascending. */
   setTimesteps(numInferenceSteps: number): void {
     checkSteps("DDIMInverseScheduler", numInferenceSteps, this.#alphas.length);
-    const descending = spacedTimesteps(this.config, numInferenceSteps).map(roundHalfEven);
+    const descending = spacedTimesteps(this.config, numInferenceSteps).map(roundToEven);
     this.timesteps = descending.reverse();
     this.#stride = Math.floor(this.#alphas.length / numInferenceSteps);
   }

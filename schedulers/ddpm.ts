@@ -4,6 +4,7 @@
  * @module
  */
 
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { resolveConfig, type SchedulerConfig } from "./config.ts";
 import { noised, velocity } from "./ddim.ts";
@@ -14,7 +15,6 @@ import {
   alphasCumprod,
   checkSteps,
   checkZeroSnr,
-  roundHalfEven,
   type Scheduler,
   spacedTimesteps,
   type StepOptions,
@@ -55,7 +55,7 @@ export class DDPMScheduler implements Scheduler {
   /** Chooses timesteps. */
   setTimesteps(numInferenceSteps: number): void {
     checkSteps(NAME, numInferenceSteps, this.#alphas.length);
-    this.timesteps = spacedTimesteps(this.config, numInferenceSteps).map(roundHalfEven);
+    this.timesteps = spacedTimesteps(this.config, numInferenceSteps).map(roundToEven);
     this.#stride = Math.floor(this.#alphas.length / numInferenceSteps);
   }
 

@@ -5,6 +5,7 @@
  * @module
  */
 
+import { roundToEven } from "../core/rounding.ts";
 import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { refusal, resolveConfig, type SchedulerConfig } from "./config.ts";
@@ -15,7 +16,6 @@ import {
   alphaAt,
   alphasCumprod,
   checkSteps,
-  roundHalfEven,
   type Scheduler,
   spacedTimesteps,
   type StepOutput,
@@ -66,7 +66,7 @@ export class PNDMScheduler implements Scheduler {
   setTimesteps(numInferenceSteps: number): void {
     const warmUp = this.config.skip_prk_steps ? 0 : 3;
     checkSteps(NAME, numInferenceSteps, this.#alphas.length, warmUp + 1);
-    const spaced = spacedTimesteps(this.config, numInferenceSteps).map(roundHalfEven);
+    const spaced = spacedTimesteps(this.config, numInferenceSteps).map(roundToEven);
     this.#stride = Math.floor(this.#alphas.length / numInferenceSteps);
     if (this.config.skip_prk_steps) {
       this.prkTimesteps = [];

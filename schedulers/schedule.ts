@@ -7,6 +7,7 @@
  * @module
  */
 
+import { roundToEven } from "../core/rounding.ts";
 import { InputError } from "../core/errors.ts";
 import type { Generator } from "../core/random.ts";
 import type { Tensor } from "../core/tensor.ts";
@@ -196,18 +197,11 @@ export function linspace(start: number, end: number, count: number): number[] {
   return values;
 }
 
-/** The nearest whole number; ties go to the even one. */
-export function roundHalfEven(value: number): number {
-  const floor = Math.floor(value);
-  const up = value - floor > 0.5 || (value - floor === 0.5 && floor % 2 !== 0);
-  return up ? floor + 1 : floor;
-}
-
 /** `steps` values that fall from `last` by `stride`, rounded, less one. */
 function trailing(last: number, stride: number, steps: number): number[] {
   // The stride that floating-point subtraction really makes decides how ties are rounded.
   const delta = (last - stride) - last;
-  return Array.from({ length: steps }, (_, i) => roundHalfEven(last + i * delta) - 1);
+  return Array.from({ length: steps }, (_, i) => roundToEven(last + i * delta) - 1);
 }
 
 /**
@@ -248,7 +242,7 @@ export function solverTimesteps(
     case "trailing":
       return trailing(last, config.num_train_timesteps / steps, steps).filter((t) => t >= 0);
     case "linspace":
-      return linspace(0, last - 1, steps + 1).map(roundHalfEven).reverse().slice(0, -1);
+      return linspace(0, last - 1, steps + 1).map(roundToEven).reverse().slice(0, -1);
   }
 }
 

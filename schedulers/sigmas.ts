@@ -4,6 +4,7 @@
  * @module
  */
 
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { resolveConfig, type SchedulerConfig } from "./config.ts";
 import { type Prediction, predictX0FromSigma, sum } from "./prediction.ts";
@@ -12,7 +13,6 @@ import {
   alphasCumprod,
   checkSteps,
   linspace,
-  roundHalfEven,
   type Scheduler,
   solverTimesteps,
   spacedTimesteps,
@@ -136,7 +136,7 @@ export function solverSchedule(
     return { timesteps, sigmas: withFinal(config, sigmas, table) };
   }
   // The reference truncates instead of rounding for the cosine schedule.
-  const whole = config.beta_schedule === "squaredcos_cap_v2" ? Math.floor : roundHalfEven;
+  const whole = config.beta_schedule === "squaredcos_cap_v2" ? Math.floor : roundToEven;
   return {
     timesteps: free.map((sigma) => whole(timestepAt(table, sigma))),
     sigmas: withFinal(config, free, table),

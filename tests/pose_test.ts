@@ -175,7 +175,7 @@ test("what is no keypoint file is refused, and the message says what is expected
   }
 });
 
-test("drawings without a canvas, of fractions, or of no size are refused", () => {
+test("drawings without a canvas, of fractions, far off or of no size are refused", () => {
   const size = { width: 64, height: 64 };
   const [pose] = parsePoses(fileOf(circle(18)), "a.json").poses;
   assert.throws(() => drawPose(pose, size), /does not say how large .* give the size/);
@@ -187,6 +187,8 @@ test("drawings without a canvas, of fractions, or of no size are refused", () =>
     () => [...poseFrames(poses, size, size)],
     /^InputError: pose 0: .*--keypoint_scale/,
   );
+  const far = parsePoses(fileOf(circle(18).with(4, 1e300)), "a.json").poses[0];
+  assert.throws(() => drawPose(far, size, size), /64x64 canvas or near it, one is at .*1e\+300/);
 });
 
 test("whatever is in a file, it is a clip or an InputError", () => {

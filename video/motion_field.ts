@@ -24,9 +24,9 @@
  */
 
 import { generatorForFrame } from "../core/random.ts";
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { gridSample, indexSelect, linearCombination } from "../kernels/mod.ts";
-import { roundHalfEven } from "../schedulers/schedule.ts";
 
 /** Extent of the grid on which motion is measured, whatever the size of the pictures. */
 const GRID = 512;
@@ -36,7 +36,7 @@ const GRID = 512;
  * `round((δ − ½)·cells/512)`, ties to even.
  */
 export function shiftInCells(delta: number, cells: number): number {
-  return roundHalfEven((delta - 0.5) * cells / GRID);
+  return roundToEven((delta - 0.5) * cells / GRID);
 }
 
 /** Where each cell of a shifted axis reads: the border is mirrored, its edge repeated. */

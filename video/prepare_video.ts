@@ -14,6 +14,7 @@
 
 import type { Device } from "../core/device.ts";
 import { InputError } from "../core/errors.ts";
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, interpolate } from "../kernels/mod.ts";
 import type { Frame } from "./frame.ts";
@@ -60,19 +61,12 @@ export type ExtendRule = "hold" | "loop" | "stop";
 /** ⌊x⌋, where a rounding error must not make 6 of 7. */
 const whole = (x: number): number => Math.floor(x + 1e-6);
 
-/** The nearest integer, the even one of two, as NumPy rounds. */
-function roundHalfToEven(x: number): number {
-  const below = Math.floor(x);
-  if (x - below === 0.5) return below + below % 2;
-  return Math.round(x);
-}
-
 /** The size of a clip whose longest side is to be `resolution`, in multiples of 64. */
 export function sizeAt(resolution: number, { width, height }: Size): Size {
   const scale = resolution / Math.max(width, height);
   return {
-    width: SIDE_UNIT * roundHalfToEven(width * scale / SIDE_UNIT),
-    height: SIDE_UNIT * roundHalfToEven(height * scale / SIDE_UNIT),
+    width: SIDE_UNIT * roundToEven(width * scale / SIDE_UNIT),
+    height: SIDE_UNIT * roundToEven(height * scale / SIDE_UNIT),
   };
 }
 

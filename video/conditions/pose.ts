@@ -10,12 +10,16 @@
  */
 
 import { InputError } from "../../core/errors.ts";
+import { roundToEven } from "../../core/rounding.ts";
 import type { Frame } from "../frame.ts";
 import type { Size } from "../picture.ts";
 import type { Joint, Pose } from "./keypoints.ts";
 
 /** Radius of a disc and half the width of a limb, in pixels. */
 const THICKNESS = 4;
+
+/** Canvases away from its own at which a joint is no place: limbs are drawn pixel by pixel. */
+const FARTHEST = 8;
 
 /** How much of a limb's colour replaces what is under it. */
 const OPACITY = 0.6;
@@ -87,6 +91,13 @@ function placing(pose: Pose, size: Size, canvas: Size | null): (joint: Joint) =>
         "write them with OpenPose's --keypoint_scale 0",
     );
   }
+  const far = seen.find(([x, y]) => Math.max(Math.abs(x / width), Math.abs(y / height)) > FARTHEST);
+  if (far) {
+    throw new InputError(
+      `joints must lie on the ${width}x${height} canvas or near it, one is at (${far}); leave it ` +
+        "out (0, 0, 0), or give the size of the picture that they were found in",
+    );
+  }
   const scale = Math.max(size.width / width, size.height / height);
   const left = (size.width - scale * width) / 2;
   const top = (size.height - scale * height) / 2;
@@ -125,12 +136,6 @@ function limbOutline([x0, y0]: Joint, [x1, y1]: Joint): Joint[] {
       roundToEven(centre[1] + u * sine(slant) + v * cosine(slant)),
     ];
   });
-}
-
-/** To the nearest whole number; halves to the even one. */
-function roundToEven(x: number): number {
-  const rounded = Math.round(x);
-  return rounded - x === 0.5 && rounded % 2 !== 0 ? rounded - 1 : rounded;
 }
 
 /** The pixels of a convex polygon: first and last column of each row, its outline included. */
