@@ -24,7 +24,7 @@ import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { openOutline, type Outline, peakOf } from "../video/memory.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import { type Command, command, count, path, writeResults } from "./command.ts";
-import { type Column, markdownTable, textHead, textRow } from "./table.ts";
+import { type Column, markdownTable, textTable } from "./table.ts";
 
 const HELP = `usage: memory [options]
   --size PX           side of the pictures (default 512)
@@ -185,8 +185,7 @@ function tableOf(uses: readonly Use[], size: number): { text: string; markdown: 
       }),
     ])
   );
-  const text = [textHead(columns), ...rows.map((cells) => textRow(columns, cells))].join("\n");
-  return { text, markdown: `${markdownTable(columns, rows)}\n` };
+  return { text: textTable(columns, rows), markdown: `${markdownTable(columns, rows)}\n` };
 }
 
 if (import.meta.main) process.exitCode = await main(process.argv.slice(2));

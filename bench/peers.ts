@@ -45,8 +45,8 @@ import {
   markdown,
   type Results,
   type Row,
+  textRows,
   textSummary,
-  textTable,
 } from "./peers/report.ts";
 import { describeSetting } from "./setting.ts";
 import { significant } from "./table.ts";
@@ -136,7 +136,7 @@ export const main: Command = command({
     for (const each of cases) {
       const own = await compare(seats, each, { root, folder, scratch, gpu, runs });
       rows.push(...own);
-      console.log(`\n${each.name}\n${textTable(own)}`);
+      console.log(`\n${each.name}\n${textRows(own)}`);
     }
   } finally {
     for (const { child } of seats) child?.stop();

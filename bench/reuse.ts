@@ -29,7 +29,7 @@ import {
 } from "./command.ts";
 import { psnrOf } from "./psnr.ts";
 import { describeSetting, settingOf } from "./setting.ts";
-import { type Column, markdownTable, textHead, textRow } from "./table.ts";
+import { type Column, markdownTable, textTable } from "./table.ts";
 
 const HELP = `usage: reuse [model] [options]
   --dtype f32|f16     type of weights and activations (default f32)
@@ -107,9 +107,7 @@ export const main: Command = command({
     const about = `${describeSetting(settingOf(device))}, ${dtype}, ${frames} frames of ` +
       `${size ?? sd.defaultSize}², ${steps ?? sd.defaults.steps} steps`;
     const cells = rows.map((row) => cellsOf(row, rows[0]));
-    console.log(
-      [about, textHead(COLUMNS), ...cells.map((row) => textRow(COLUMNS, row))].join("\n"),
-    );
+    console.log(`${about}\n${textTable(COLUMNS, cells)}`);
     const results = { ...settingOf(device), dtype, model: models[0], ...clips, rows };
     await writeResults(files, results, `${about}\n\n${markdownTable(COLUMNS, cells)}\n`);
     return 0;

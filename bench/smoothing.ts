@@ -21,7 +21,7 @@ import { writeVideo } from "../video/writer.ts";
 import { backgroundError, type CellMasks, foregroundDifference } from "./background.ts";
 import { type Command, command, count, gpuChoice, path, writeResults } from "./command.ts";
 import { describeSetting, settingOf } from "./setting.ts";
-import { type Column, markdownTable, textHead, textRow } from "./table.ts";
+import { type Column, markdownTable, textTable } from "./table.ts";
 
 const HELP = `usage: smoothing [options]
   --prompts N      prompts, at most 3 (default 3)
@@ -101,9 +101,7 @@ export const main: Command = command({
     const about = `${describeSetting(settingOf(device))}, ${frames} frames of ` +
       `${CLIP.width}x${CLIP.height}, ${CLIP.steps} steps`;
     const cells = rows.map(cellsOf);
-    console.log(
-      [about, textHead(COLUMNS), ...cells.map((row) => textRow(COLUMNS, row))].join("\n"),
-    );
+    console.log(`${about}\n${textTable(COLUMNS, cells)}`);
     const results = { ...settingOf(device), ...CLIP, frames, rows };
     await writeResults(files, results, `${about}\n\n${markdownTable(COLUMNS, cells)}\n`);
     return 0;

@@ -32,6 +32,14 @@ export function textHead(columns: readonly Column[]): string {
   return `${textRow(columns, columns.map(({ title }) => title))}\n${rule}`;
 }
 
+/** A whole table for a terminal. */
+export function textTable(
+  columns: readonly Column[],
+  rows: readonly (readonly string[])[],
+): string {
+  return [textHead(columns), ...rows.map((row) => textRow(columns, row))].join("\n");
+}
+
 /** A whole table in Markdown. */
 export function markdownTable(
   columns: readonly Column[],

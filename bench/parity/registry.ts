@@ -9,6 +9,7 @@ import { type Case, type CaseFile, type Family, type Outputs, Unsupported } from
 import { MODEL_OPS } from "./models.ts";
 import { EDIT_OPS } from "./edits.ts";
 import { COORDINATES, type Op, OPS } from "./ops.ts";
+import { ORIGINAL_OPS } from "./original.ts";
 import { PIPELINE_OPS } from "./pipelines.ts";
 import { drawCase, RANDOM_OPS } from "./random.ts";
 import { SCHEDULER_OPS } from "./schedulers.ts";
@@ -61,7 +62,7 @@ function runnerOf(test: StoredCase): { family: Family; run: Case["run"] } {
   if (scheduler) return { family: "host", run: ({ device }) => scheduler(test, device) };
   const model = MODEL_OPS.get(op);
   if (model) return { family: "model", run: (setting) => model(test, setting) };
-  const pipeline = PIPELINE_OPS.get(op) ?? EDIT_OPS.get(op);
+  const pipeline = PIPELINE_OPS.get(op) ?? ORIGINAL_OPS.get(op) ?? EDIT_OPS.get(op);
   if (pipeline) return { family: "pipeline", run: (setting) => pipeline(test, setting) };
   return {
     family: "host",

@@ -5,7 +5,7 @@
  */
 
 import { describeSetting, type Setting } from "../setting.ts";
-import { type Column, markdownTable, percent, significant, textHead, textRow } from "../table.ts";
+import { type Column, markdownTable, percent, significant, textTable } from "../table.ts";
 import { TOLERANCE } from "./references.ts";
 
 /** Which WebGPU a contender uses: only those of one family are compared with each other. */
@@ -77,13 +77,13 @@ const SUMMARY: readonly Column[] = [
 ];
 
 /** The rows of a case, in a terminal. */
-export function textTable(rows: readonly Row[]): string {
-  return [textHead(COLUMNS), ...rows.map((row) => textRow(COLUMNS, cellsOf(row)))].join("\n");
+export function textRows(rows: readonly Row[]): string {
+  return textTable(COLUMNS, rows.map(cellsOf));
 }
 
 /** The fastest peer of each case and family, in a terminal. */
 export function textSummary(rows: readonly Row[]): string {
-  return [textHead(SUMMARY), ...summary(rows).map((cells) => textRow(SUMMARY, cells))].join("\n");
+  return textTable(SUMMARY, summary(rows));
 }
 
 /** Everything in Markdown. */
