@@ -15,7 +15,7 @@ import { fileURLToPath } from "node:url";
 import { encodeSafetensors } from "../core/safetensors.ts";
 import { chooseDtype } from "../video/cli/generate.ts";
 import { Interrupted } from "../video/cli/io.ts";
-import { slug } from "../video/cli/request.ts";
+import { slug } from "../video/cli/output_name.ts";
 import { formatBytes, formatDuration, formatRate, startProgress } from "../video/progress.ts";
 import { readSettings } from "../video/writer.ts";
 import { refused, run } from "./cli_run.ts";

@@ -72,9 +72,9 @@ export async function measureClip(
 
 /** Refuses what does not go together. Returns the prompt of the CLIP score, if there is to be one. */
 async function checkFlags(path: string, flags: MeasureFlags): Promise<string | undefined> {
-  const { against, clip, plot, prompt, overwrite = false } = flags;
-  if (against !== undefined && (clip !== undefined || plot !== undefined)) {
-    throw new UsageError("--against only compares two clips; leave --clip and --plot out");
+  const { against, clip, side, plot, prompt, overwrite = false } = flags;
+  if (against !== undefined && [clip, side, plot].some((flag) => flag !== undefined)) {
+    throw new UsageError("--against only compares two clips; leave --clip, --side and --plot out");
   }
   if (prompt !== undefined && clip === undefined) {
     throw new UsageError(

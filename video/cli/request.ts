@@ -5,19 +5,19 @@
  */
 
 import { InputError } from "../../core/errors.ts";
-import { BUILT_IN_NAME } from "../../models/stable_diffusion.ts";
 import { disk } from "../output_file.ts";
 import { parseTarget } from "../target.ts";
 import type { VideoInstructPix2PixOptions } from "../instruct_pix2pix.ts";
 import type { StartImageOptions } from "../start_image.ts";
 import type { TextToVideoOptions } from "../text_to_video_zero.ts";
-import { checkTarget, readSettings } from "../writer.ts";
-import { areControls, type ControlsRequest, controlsRequest } from "./controls.ts";
-import type { MapsOptions } from "./control_maps.ts";
-import { isPicture, type VideoNames, type VideoRequest, videoRequest } from "./input_video.ts";
+import { checkTarget } from "../writer.ts";
+import { type ControlsRequest, controlsRequest } from "./controls.ts";
+import { isPicture, type VideoRequest, videoRequest } from "./input_video.ts";
 import type { DtypeChoice, GenerateFlags, LoraRequest } from "./options.ts";
+import { freeName } from "./output_name.ts";
 import { type PictureNames, readPictures } from "./pictures.ts";
 import { checkSmoothing, type SmoothingNames, smoothingNames } from "./smoothing.ts";
+import { readStored } from "./stored.ts";
 
 /** Which command runs. */
 export type Kind = "video" | "image" | "edit";
@@ -120,97 +120,6 @@ const DEMO = {
 /** Frames a second where nothing says otherwise. */
 export const DEFAULT_FPS = 4;
 
-/** Settings in files and the type that each must have. */
-const STORED = {
-  prompt: "string",
-  negativePrompt: "string",
-  promptWeights: "boolean",
-  clipSkip: "number",
-  longPrompts: "boolean",
-  embeddings: "object",
-  steps: "number",
-  guidanceScale: "number",
-  guidanceRescale: "number",
-  imageGuidanceScale: "number",
-  sharedNoise: "boolean",
-  seed: "number",
-  width: "number",
-  height: "number",
-  scheduler: "string",
-  timestepSpacing: "string",
-  eta: "number",
-  merge: "number",
-  reuse: "number",
-  frameIds: "object",
-  motionFieldStrengthX: "number",
-  motionFieldStrengthY: "number",
-  t0: "number",
-  t1: "number",
-  crossFrame: "boolean",
-  attention: "string",
-  attentionWindow: "number",
-  prompts: "map",
-  guidanceScales: "map",
-  motion: "boolean or string",
-  subCell: "boolean",
-  double: "boolean",
-  deflicker: "boolean",
-  smooth: "number",
-  smoothBlend: "string",
-  subject: "string",
-  maskVideo: "string",
-  saliency: "string",
-  compat: "string",
-  chunkSize: "number",
-  video: "string",
-  videoSha256: "string",
-  start: "number",
-  end: "number",
-  videoFps: "number",
-  resolution: "number",
-  model: "string",
-  variant: "string",
-  tokenizer: "string",
-  vae: "string",
-  init: "string",
-  initSha256: "string",
-  strength: "number",
-  mask: "string",
-  maskSha256: "string",
-  config: "string",
-  modelSha256: "string",
-  loras: "object",
-  controls: "object",
-  controlAttention: "string",
-  controlSource: "string",
-  controlShort: "string",
-  transferFrom: "string",
-  dtype: "string",
-  weights: "string",
-  fps: "number",
-} as const;
-
-/** Stored settings that are not options of the library. */
-interface Stored
-  extends
-    Omit<TextToVideoOptions, keyof ControlsRequest>,
-    Partial<Omit<ControlsRequest, "maps">>,
-    Pick<MapsOptions, "controlSource" | "controlShort">,
-    Pick<StartImageOptions, "strength">,
-    Partial<ModelRequest>,
-    SmoothingNames,
-    PictureNames,
-    VideoNames {
-  prompt?: string;
-  embeddings?: string[];
-  loras?: readonly LoraRequest[];
-  dtype?: DtypeChoice;
-  weights?: "q8";
-  fps?: number;
-  chunkSize?: number;
-  deflicker?: boolean;
-}
-
 /**
  * Puts a request together: flags over the settings of `--from` over those of `--demo`.
  *
@@ -222,78 +131,23 @@ export async function readRequest(
   typed: string | undefined,
   flags: GenerateFlags,
 ): Promise<Request> {
-  const from: Stored = flags.from === undefined ? {} : await readStored(flags.from);
-  const { prompt: stored, embeddings, loras, dtype, weights, fps, deflicker, ...others } = from;
-  const { init, initSha256, mask, maskSha256, ...unpictured } = others;
-  const { controls, controlAttention, transferFrom, ...mapped } = unpictured;
-  const { controlSource, controlShort, ...unsmoothed } = mapped;
-  const { smooth, smoothBlend, subject, maskVideo, saliency, ...made } = unsmoothed;
-  const { model, variant, tokenizer, vae, config, modelSha256, ...plain } = made;
-  const { video: film, videoSha256, start, end, videoFps, resolution, ...remaining } = plain;
-  const { chunkSize: chunks, ...kept } = remaining;
+  const stored = await readStored(flags.from);
   const demo = flags.demo ? DEMO : undefined;
-  const prompt = typed ?? stored ?? demo?.prompt;
-  if (!prompt?.trim()) {
-    const how = prompt === undefined ? "missing" : "empty";
-    throw new UsageError(
-      kind === "edit"
-        ? `the instruction is ${how}; say what to change, as in: framezero edit "make it winter" ` +
-          "--video clip.mp4 (edit --help lists the options)"
-        : `the prompt is ${how}; say what to show, as in: framezero "a red heart in a ` +
-          'green meadow" (--help lists the options)',
-    );
-  }
-  const names = { video: film, videoSha256, start, end, videoFps, resolution };
-  const video = kind === "edit" ? videoRequest(flags, names) : null;
+  const prompt = checkPrompt(kind, typed ?? stored.request.prompt ?? demo?.prompt);
+  const video = kind === "edit" ? videoRequest(flags, stored.clip) : null;
   if (kind === "edit" && !video) {
     throw new UsageError("there is no video to change; name it with --video");
   }
-  const given = libraryOptions(flags);
-  const base: LibraryOptions = { ...demo?.options, ...kept };
-  // These follow from what the user now wants otherwise.
-  if (given.frames !== undefined) delete base.frameIds;
-  if (given.frameIds !== undefined) delete base.frames;
-  if (given.steps !== undefined) {
-    delete base.t0;
-    delete base.t1;
-  }
-  const anew = kind === "edit" && flags.video !== undefined;
-  if (kind === "edit") delete base.frameIds;
-  if (anew || flags.resolution !== undefined) {
-    delete base.width;
-    delete base.height;
-  }
-  const chunkSize = kind === "image" ? undefined : flags.chunkSize ?? chunks;
-  const steady = given.motionFieldStrengthX !== undefined ||
-    given.motionFieldStrengthY !== undefined;
-  if (steady && typeof base.motion === "string") {
-    delete base.motion;
-    delete base.subCell;
-  }
-  if (typeof given.motion === "string") {
-    delete base.motionFieldStrengthX;
-    delete base.motionFieldStrengthY;
-    delete base.subCell;
-  }
-  const options = { ...base, ...given };
+  const options = mergedOptions(kind, flags, { ...demo?.options, ...stored.options });
+  const chunkSize = kind === "image" ? undefined : flags.chunkSize ?? stored.request.chunkSize;
   if (chunkSize !== undefined) {
     options.compat = "original";
     options.sharedNoise = false;
   }
   if (options.seed === -1) options.seed = crypto.getRandomValues(new Uint32Array(1))[0];
-  // A picture that a flag names may be any; videos know no masks.
-  const pictures = await readPictures(
-    kind === "edit" ? {} : {
-      ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
-      ...(flags.mask !== undefined
-        ? { mask: flags.mask }
-        : kind === "image" && { mask, maskSha256 }),
-    },
-  );
+  const pictures = await readPictures(pictureNames(kind, flags, stored.pictures));
   const smoothing = kind === "video"
-    ? await asUsage(() =>
-      smoothingNames(flags, { smooth, smoothBlend, subject, maskVideo, saliency })
-    )
+    ? await asUsage(() => smoothingNames(flags, stored.smoothing))
     : undefined;
   await checkSmoothing(smoothing);
   const overwrite = flags.overwrite ?? flags.demo ?? false;
@@ -309,36 +163,91 @@ export async function readRequest(
     }
   }
   await checkTargets(targets, overwrite);
-  checkPreview(flags, flags.model ?? model);
+  checkPreview(flags, flags.model ?? stored.model.model);
   if (flags.preview !== undefined && flags.preview !== IN_TERMINAL) {
     await checkTargets([flags.preview], true);
   }
+  const { embeddings = [], loras = [], dtype = "auto", weights, deflicker = false } =
+    stored.request;
+  const { controlSource, controlShort, ...controls } = stored.controls;
+  const maps = { ...stored.clip, controlSource, controlShort };
   return {
     kind,
     prompt,
     options: { ...options, ...pictures.options },
     pictures: pictures.names,
     smoothing,
-    model: modelRequest(flags, { model, variant, tokenizer, vae, config, modelSha256 }),
-    embeddings: flags.embedding ?? embeddings ?? [],
-    loras: flags.lora ?? loras ?? [],
-    controls: await asUsage(() =>
-      controlsRequest(flags, {
-        controls,
-        controlAttention,
-        transferFrom,
-        maps: { start, end, videoFps, resolution, controlSource, controlShort },
-      })
-    ),
-    dtype: flags.dtype ?? dtype ?? "auto",
+    model: modelRequest(flags, stored.model),
+    embeddings: flags.embedding ?? embeddings,
+    loras: flags.lora ?? loras,
+    controls: await asUsage(() => controlsRequest(flags, { ...controls, maps })),
+    dtype: flags.dtype ?? dtype,
     weights: flags.weights ?? weights,
     video,
     chunkSize,
     window: flags.window,
-    fps: flags.fps ?? (anew ? undefined : fps) ?? demo?.fps,
-    deflicker: flags.deflicker ?? deflicker ?? false,
+    fps: flags.fps ?? (isNewVideo(kind, flags) ? undefined : stored.request.fps) ?? demo?.fps,
+    deflicker: flags.deflicker ?? deflicker,
     targets,
     overwrite,
+  };
+}
+
+function checkPrompt(kind: Kind, prompt: string | undefined): string {
+  if (prompt?.trim()) return prompt;
+  const how = prompt === undefined ? "missing" : "empty";
+  throw new UsageError(
+    kind === "edit"
+      ? `the instruction is ${how}; say what to change, as in: framezero edit "make it winter" ` +
+        "--video clip.mp4 (edit --help lists the options)"
+      : `the prompt is ${how}; say what to show, as in: framezero "a red heart in a ` +
+        'green meadow" (--help lists the options)',
+  );
+}
+
+/** Whether another video is to be changed than the one in settings, if there is one. */
+function isNewVideo(kind: Kind, flags: GenerateFlags): boolean {
+  return kind === "edit" && flags.video !== undefined;
+}
+
+/** The options of the flags over `base`, without what follows from what is now wanted otherwise. */
+function mergedOptions(
+  kind: Kind,
+  flags: GenerateFlags,
+  { ...base }: LibraryOptions,
+): LibraryOptions {
+  const given = libraryOptions(flags);
+  if (given.frames !== undefined || kind === "edit") delete base.frameIds;
+  if (given.frameIds !== undefined) delete base.frames;
+  if (given.steps !== undefined) {
+    delete base.t0;
+    delete base.t1;
+  }
+  if (isNewVideo(kind, flags) || flags.resolution !== undefined) {
+    delete base.width;
+    delete base.height;
+  }
+  const steady = given.motionFieldStrengthX !== undefined ||
+    given.motionFieldStrengthY !== undefined;
+  if (steady && typeof base.motion === "string") {
+    delete base.motion;
+    delete base.subCell;
+  }
+  if (typeof given.motion === "string") {
+    delete base.motionFieldStrengthX;
+    delete base.motionFieldStrengthY;
+    delete base.subCell;
+  }
+  return { ...base, ...given };
+}
+
+/** The pictures of the flags, which may be any, or else those in a file; videos know no masks. */
+function pictureNames(kind: Kind, flags: GenerateFlags, stored: PictureNames): PictureNames {
+  if (kind === "edit") return {};
+  const { init, initSha256, mask, maskSha256 } = stored;
+  return {
+    ...(flags.init === undefined ? { init, initSha256 } : { init: flags.init }),
+    ...(flags.mask !== undefined ? { mask: flags.mask } : kind === "image" && { mask, maskSha256 }),
   };
 }
 
@@ -414,67 +323,6 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     double: flags.double,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
-}
-
-async function readStored(file: string): Promise<Stored> {
-  const settings = await readSettings(file);
-  if (!settings) {
-    throw new InputError(`--from: ${file} holds no settings; name a file that framezero wrote`);
-  }
-  if (settings.model === BUILT_IN_NAME) delete settings.model;
-  const entries = Object.entries(STORED).filter(([name]) => settings[name] !== undefined);
-  for (const [name, type] of entries) {
-    const value = settings[name];
-    const types = type === "map" ? ["object"] : type.split(" or ");
-    const right = types.includes(typeof value) &&
-      (typeof value !== "object" || (type === "map") !== Array.isArray(value));
-    if (right && (LISTS[name]?.(value) ?? true)) continue;
-    throw new InputError(
-      `--from: ${file}: "${name}" must be a ${type === "object" ? "list" : type}, it is ` +
-        `${JSON.stringify(value)}; the file was changed, give the settings as options`,
-    );
-  }
-  return Object.fromEntries(entries.map(([name]) => [name, settings[name]]));
-}
-
-/** What lists must hold. */
-const LISTS: Readonly<Record<string, (value: unknown) => boolean>> = {
-  loras: areLoras,
-  controls: areControls,
-};
-
-function areLoras(value: unknown): boolean {
-  return Array.isArray(value) && value.every((item: unknown) => {
-    const { file, weight, sha256 }: Record<string, unknown> = Object(item);
-    return typeof file === "string" && typeof weight === "number" &&
-      (sha256 === undefined || typeof sha256 === "string");
-  });
-}
-
-/** `out/<prompt>-<seed>.mp4`, with a number behind it if that is taken. */
-async function freeName(
-  extension: "mp4" | "png",
-  prompt: string,
-  seed: number,
-  overwrite: boolean,
-): Promise<string> {
-  const { fs } = await disk();
-  for (let n = 1;; n++) {
-    const name = `out/${slug(prompt)}-${seed}${n > 1 ? `-${n}` : ""}.${extension}`;
-    const free = overwrite || await fs.stat(name).then(() => false, () => true);
-    if (free) return name;
-  }
-}
-
-/** The words of a prompt as a file name: `"a-red-heart-in-a-green-meadow"`. */
-export function slug(prompt: string): string {
-  const words = prompt.normalize("NFKC").toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? [];
-  let name = "";
-  for (const word of words) {
-    if (name && name.length + word.length >= 48) break;
-    name += (name && "-") + [...word].slice(0, 48).join("");
-  }
-  return name || "clip";
 }
 
 /** Refuses targets of unknown kinds, and those that cannot be written. */
