@@ -169,6 +169,7 @@ test("the command refuses what it cannot measure", async () => {
   await refused(["measure", empty], 1, /a folder must hold pictures/);
   await refused(["measure", clip, "--prompt", "a cat"], 2, /name a model with --clip/);
   await refused(["measure", clip, "--against", clip, "--plot", "x.svg"], 2, /only compares/);
+  await refused(["measure", clip, "--against", clip, "--side", "64"], 2, /only compares/);
   await refused(["measure", clip, "--side", "3"], 2, /whole number of at least 15/);
   await refused(["measure", clip, "--clip", join(root, "none")], 1, /none/);
   const untold = await folderOf("untold", moving(1));

@@ -60,6 +60,17 @@ test("guidance is linear between key frames and holds behind the last", () => {
   assert.deepEqual([0, 1, 2, 3, 4, 5].map(guidanceAt), [1, 3, 5, 4, 3, 3]);
 });
 
+test("scheduled guidance of 1 and below uses the prompt alone, as guidance of a clip does", async () => {
+  const { guidanceAt } = courseOf(
+    { prompt: RED, guidanceScale: 0 },
+    { guidanceScales: { 4: 4 } },
+    { frameIds: [0, 1, 2, 3], clipFrames: 5 },
+  );
+  assert.deepEqual([0, 1, 2, 3].map((position) => guidanceAt?.(position)), [1, 1, 2, 3]);
+  const first = { frameIds: [0], clipFrames: 3, guidanceScale: 0 };
+  close(await video(RED, { ...first, guidanceScales: { 2: 4 } }), await video(RED, first));
+});
+
 test("a journey from a prompt to itself is the clip of that prompt", async () => {
   const plain = await video(RED, { frames: 3 });
   close(await video(RED, { frames: 3, prompts: { 2: RED } }), plain);

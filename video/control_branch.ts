@@ -44,7 +44,7 @@ export interface ControlSettings {
   readonly nets: readonly FrameControl[];
   /** Timesteps of the whole schedule. */
   readonly steps: number;
-  /** Whether frames inside the nets attend to the first frame, or each to itself. */
+  /** Whether frames inside the nets attend to the first one, or each to itself; to no others. */
   readonly crossFrame: boolean;
   /** Whether the last residual also goes into the UNet's middle, as in the original code. */
   readonly intoMiddle: boolean;

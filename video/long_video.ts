@@ -83,7 +83,8 @@ export function inChunks(count: number, chunkSize: number, make: PartMaker): Cli
 
 /**
  * The same clip as if all frames were made at once, but in windows: the first frames are finished
- * before the last ones are begun. Each window computes the anchor again. Frames can be read once.
+ * before the last ones are begun. Each window computes the anchor again, and goes through the maps of
+ * controls from the first one, so these must not be a generator. Frames can be read once.
  *
  * @param make The clip of the given frame numbers; told the number of all (`clipFrames`), and
  * drawing noise for each frame from its number.

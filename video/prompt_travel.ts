@@ -19,7 +19,10 @@ export type AtFrames<T> = Readonly<Record<number, T>>;
 export interface ChangingText {
   /** Prompts of later frames, by frame number; texts between them are interpolated. */
   prompts?: AtFrames<string>;
-  /** Guidance of later frames, by frame number; linear between them. */
+  /**
+   * Guidance of later frames, by frame number; linear between them. As with `guidanceScale`, frames
+   * at 1 and below use the prompt alone.
+   */
   guidanceScales?: AtFrames<number>;
 }
 
@@ -29,7 +32,7 @@ export interface Course {
   readonly later: readonly string[];
   /** The strongest guidance of all frames: decides which rows are needed. */
   readonly guidanceScale: number;
-  /** Guidance of a frame, by its place in the clip; absent where all have one. */
+  /** Guidance of a frame, 1 or more, by its place in the clip; absent where all have one. */
   readonly guidanceAt?: (position: number) => number;
   /**
    * Text of a frame, by its place in the clip; absent where all have one.
@@ -66,7 +69,9 @@ export function courseOf(
     ...(scales.values.length > 1 && {
       guidanceAt(position: number) {
         const { from, to, share } = between(scales.frames, frameIds[position]);
-        return (1 - share) * scales.values[from] + share * scales.values[to];
+        const scale = (1 - share) * scales.values[from] + share * scales.values[to];
+        // At 1 the negative prompt has weight 0, whose row such a frame has beside others.
+        return Math.max(1, scale);
       },
     }),
     async textAt(words) {

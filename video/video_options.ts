@@ -46,7 +46,10 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
   t1?: number;
   /** Whether frames attend to the first frame. Default true; false is an ablation. */
   crossFrame?: boolean;
-  /** To which frames they attend. Default `"first"`, the paper's. */
+  /**
+   * To which frames they attend in the UNet. Default `"first"`, the paper's, which ControlNets keep
+   * to whatever is chosen here.
+   */
   attention?: FrameAttentionChoice;
   /** Frames of `attention: "window"`, the frame itself included. Default 2. */
   attentionWindow?: number;

@@ -84,8 +84,7 @@ export function clipMeter(model: ClipModel, prompt: string): Meter<ClipScore> {
         const { imageEmbeds } = model.vision.forward(pixels);
         return sum(mul(unit(imageEmbeds), text)).keep();
       });
-      const [value] = await cosine.data();
-      cosine.dispose();
+      const [value] = await cosine.data().finally(() => cosine.dispose());
       scores.push(100 * value);
     },
     result: () => ({ score: meanOf(scores), scores }),
@@ -98,6 +97,10 @@ export function clipMeter(model: ClipModel, prompt: string): Meter<ClipScore> {
  *
  * @throws {InputError} no frames, frames of different sizes, a model without text projection.
  */
-export function clipScore(frames: Frames, model: ClipModel, prompt: string): Promise<ClipScore> {
-  return takeMeasure(frames, clipMeter(model, prompt));
+export async function clipScore(
+  frames: Frames,
+  model: ClipModel,
+  prompt: string,
+): Promise<ClipScore> {
+  return await takeMeasure(frames, clipMeter(model, prompt));
 }

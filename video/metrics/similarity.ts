@@ -129,7 +129,7 @@ function decibels(squaredError: number): number {
  * @throws {InputError} if they differ in size, or have fewer than 11 pixels along a side.
  */
 export function ssim(a: Frame, b: Frame): number {
-  checkFrame(b, 1, a);
+  checkPair(a, b);
   return ssimOf(windowsOf(a), windowsOf(b));
 }
 
@@ -139,8 +139,13 @@ export function ssim(a: Frame, b: Frame): number {
  * @throws {InputError} if they differ in size.
  */
 export function psnr(a: Frame, b: Frame): number {
-  checkFrame(b, 1, a);
+  checkPair(a, b);
   return decibels(squaredError(a.data, b.data));
+}
+
+function checkPair(a: Frame, b: Frame): void {
+  checkFrame(a, 0, undefined);
+  checkFrame(b, 1, a);
 }
 
 function summary(errors: readonly number[], ssims: readonly number[]): Similarity {
@@ -202,8 +207,8 @@ export async function compareClips(a: Frames, b: Frames): Promise<Similarity> {
             `in the first and ${width}x${height} in the second; scale one of them`,
         );
       }
-      errors.push(squaredError(frame.data, other.value.data));
       ssims.push(ssim(frame, other.value));
+      errors.push(squaredError(frame.data, other.value.data));
     }
     if (!(await others.next()).done) throw differentLength("second", errors.length);
   } finally {

@@ -93,10 +93,7 @@ export function warpMeter(device: Device, { side }: WarpOptions = {}): Meter<War
       const last = before;
       before = picture;
       if (!last) return;
-      const figures = device.scope(() => comparePair(last, picture).keep());
-      last.dispose();
-      const [length, seen, error] = await figures.data();
-      figures.dispose();
+      const [length, seen, error] = await comparePair(last, picture).finally(() => last.dispose());
       const pixels = picture.size / 3;
       pairs.push({ length, visible: seen / pixels, error: error / (3 * seen) });
     },
@@ -139,14 +136,17 @@ function pixelsOf(device: Device, { width, height, data }: Frame, side?: number)
   });
 }
 
-/** Mean length of the flow, number of visible pixels, sum of their squared errors: `[3]`. */
-function comparePair(first: Tensor, second: Tensor): Tensor {
-  const flows = opticalFlow(concat([first, second], 0), concat([second, first], 0));
-  const there = narrow(flows, 0, 0, 1);
-  const visible = visiblePixels(there, narrow(flows, 0, 1, 1));
-  const error = mul(square(sub(first, warpByFlow(second, there))), visible);
-  const lengths = sqrt(sum(square(there), [1]));
-  return concat([mean(lengths), sum(visible), sum(error)].map((x) => x.reshape([1])), 0);
+/** Mean length of the flow, number of visible pixels, sum of their squared errors. */
+async function comparePair(first: Tensor, second: Tensor): Promise<Iterable<number>> {
+  const figures = first.device.scope(() => {
+    const flows = opticalFlow(concat([first, second], 0), concat([second, first], 0));
+    const there = narrow(flows, 0, 0, 1);
+    const visible = visiblePixels(there, narrow(flows, 0, 1, 1));
+    const error = mul(square(sub(first, warpByFlow(second, there))), visible);
+    const lengths = sqrt(sum(square(there), [1]));
+    return concat([mean(lengths), sum(visible), sum(error)].map((x) => x.reshape([1])), 0);
+  }).keep();
+  return await figures.data().finally(() => figures.dispose());
 }
 
 /**
@@ -154,10 +154,10 @@ function comparePair(first: Tensor, second: Tensor): Tensor {
  *
  * @throws {InputError} fewer than 2 frames, frames of different sizes or below 15×15 pixels.
  */
-export function warpErrors(
+export async function warpErrors(
   frames: Frames,
   device: Device,
   options: WarpOptions = {},
 ): Promise<WarpErrors> {
-  return takeMeasure(frames, warpMeter(device, options));
+  return await takeMeasure(frames, warpMeter(device, options));
 }
