@@ -10,6 +10,8 @@ import { broadcastTo, linearCombination } from "../kernels/mod.ts";
 
 /** A saved history; opaque. Comes from a scheduler's `snapshot`. */
 export interface SchedulerState {
+  /** The same history of other tensors: a part of each, for instance. */
+  map(change: (kept: Tensor) => Tensor): SchedulerState;
   /** Frees its tensors. */
   dispose(): void;
 }
@@ -72,9 +74,14 @@ export class RunState implements SchedulerState {
 
   /** The same history with tensors of its own; nothing is copied on the device. */
   copy(): RunState {
-    const copy = new RunState();
-    copy.#become(this);
-    return copy;
+    return this.map(share);
+  }
+
+  /** The same history of what `change` makes of its tensors, which it owns. */
+  map(change: (kept: Tensor) => Tensor): RunState {
+    const mapped = new RunState();
+    mapped.#become(this, change);
+    return mapped;
   }
 
   /**
@@ -89,10 +96,11 @@ export class RunState implements SchedulerState {
     if (state !== this) this.#become(state);
   }
 
-  #become(other: RunState): void {
+  #become(other: RunState, change = share): void {
     this.forget();
-    this.#outputs = other.#outputs.map(share);
-    this.#sample = other.#sample && share(other.#sample);
+    const changed = (tensor: Tensor) => change(tensor).keep();
+    this.#outputs = other.#outputs.map(changed);
+    this.#sample = other.#sample && changed(other.#sample);
     this.position = other.position;
     this.order = other.order;
   }
@@ -125,7 +133,7 @@ export class RunState implements SchedulerState {
 
 /** A second owner of the same memory. */
 function share(tensor: Tensor): Tensor {
-  return tensor.reshape(tensor.shape).keep();
+  return tensor.reshape(tensor.shape);
 }
 
 /** A private copy of a tensor that belongs to somebody else, who may overwrite it. */

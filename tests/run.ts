@@ -21,7 +21,15 @@ interface Runner {
 
 /** Tests of whole clips, by the runtime that they are left to. */
 const ALONE: Readonly<Record<string, readonly string[]>> = {
-  Deno: ["controls_cli", "frame_attention", "long_video", "lora_use", "preview", "smoothing"],
+  Deno: [
+    "canvas",
+    "controls_cli",
+    "frame_attention",
+    "long_video",
+    "lora_use",
+    "preview",
+    "smoothing",
+  ],
   Bun: [
     ...["controlled_video", "feature_reuse", "frame_rate", "inpainting", "instruct_pix2pix"],
     ...["memory", "merging", "motion_field", "prompt_travel", "samplers_video", "smoothing_cli"],

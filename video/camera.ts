@@ -8,6 +8,7 @@
 import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { ModelDefaults } from "../models/config.ts";
+import { type Canvas, type CanvasExtent, canvasOf } from "./canvas.ts";
 import { checkNumber } from "./generation.ts";
 import { checkMotion, type MotionPath, motionText, parseMotion } from "./motion.ts";
 import { type Affine, drawSubCellNoise, warpBetweenCells, warpByCells } from "./motion_field.ts";
@@ -30,6 +31,12 @@ export interface CameraOptions {
    * the method's own, for steady motion.
    */
   subCell?: boolean;
+  /**
+   * Columns and rows, in frames, of a canvas that the camera moves over, with the first frame in
+   * its middle: whole numbers from 1 to 4, not both 1. Until T0 all of it is denoised. Default: the
+   * first frame alone, mirrored at its border.
+   */
+  canvas?: CanvasExtent;
 }
 
 /** What a camera needs to know of its clip. */
@@ -47,8 +54,11 @@ export interface Camera {
   readonly settings: CameraOptions;
   /** What the user should know. */
   readonly warnings: readonly string[];
+  /** What it moves over, if that is more than the first frame. */
+  readonly canvas: Canvas | undefined;
   /**
-   * The latents that a frame begins with, `[1, C, h, w]`, from those of the first frame.
+   * The latents that a frame begins with, `[1, C, h, w]`, from those of the canvas,
+   * `[1, C, H, W]`, or of the first frame.
    *
    * @param level Standard deviation of their noise.
    */
@@ -71,17 +81,20 @@ export function cameraOf(
   const inWords = typeof motion !== "boolean";
   const { subCell = inWords } = options;
   const [, , h, w] = latentShape;
+  const canvas = options.canvas && canvasOf(options.canvas, [h, w]);
   const { settings, warnings, at } = inWords
     ? followPath(motion, options, frames, w / h)
     : moveSteadily(options, defaults);
-  const noise = subCell && motion !== false ? drawSubCellNoise(seed, latentShape) : undefined;
+  const shape = [...latentShape.slice(0, 2), ...canvas?.cells ?? [h, w]];
+  const noise = subCell && motion !== false ? drawSubCellNoise(seed, shape) : undefined;
   return {
-    settings: { ...settings, subCell },
+    settings: { ...settings, subCell, ...(canvas && { canvas: options.canvas }) },
     warnings,
+    canvas,
     move(latents, frameId, level) {
       if (motion === false) return latents;
-      if (!noise) return warpByCells(latents, at(frameId));
-      return warpBetweenCells(latents, at(frameId), noise, level);
+      if (!noise) return warpByCells(latents, at(frameId), canvas);
+      return warpBetweenCells(latents, at(frameId), noise, level, canvas);
     },
     moveMask: (mask, frameId) => motion === false ? mask : warpByCells(mask, at(frameId)),
   };
@@ -92,7 +105,7 @@ type Course = Pick<Camera, "settings" | "warnings"> & { at(frameId: number): Aff
 
 function followPath(
   motion: string | MotionPath,
-  { motionFieldStrengthX: x, motionFieldStrengthY: y }: CameraOptions,
+  { motionFieldStrengthX: x, motionFieldStrengthY: y, canvas }: CameraOptions,
   frames: number,
   aspect: number,
 ): Course {
@@ -104,11 +117,11 @@ function followPath(
   }
   const path = typeof motion === "string" ? parseMotion(motion) : motion;
   checkMotion(path, frames);
-  const remark = motionRemark(path, frames, aspect);
+  const remark = motionRemark(path, frames, aspect, canvas);
   return {
     settings: { motion: motionText(path) },
     warnings: remark ? [remark] : [],
-    at: (frameId) => motionAt(path, frameId, frames, aspect),
+    at: (frameId) => motionAt(path, frameId, frames, aspect, canvas),
   };
 }
 

@@ -21,9 +21,12 @@ export interface ClipStep {
   readonly total: number;
   /** Training timestep that the model saw. */
   readonly timestep: number;
-  /** The guided model output, `[frames, C, h, w]`; valid until the next step is asked for. */
+  /**
+   * The guided model output, `[frames, C, h, w]`, or `[1, C, H, W]` of a canvas; valid until the
+   * next step is asked for.
+   */
   readonly noisePrediction: Tensor;
-  /** The latents after the step; valid until the next step is asked for. */
+  /** The latents after the step, of the same shape; valid until the next step is asked for. */
   readonly latents: Tensor;
 }
 

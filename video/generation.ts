@@ -267,9 +267,12 @@ export async function encodePrompts(
   return hiddenStates;
 }
 
+/** What predicts noise: the UNet with guidance, or what stands before it. */
+export type Denoiser = Pick<GuidedUNet, "device" | "predict" | "subjectMap">;
+
 /** A run of the denoiser over latents. */
 export interface Sampler {
-  readonly unet: GuidedUNet;
+  readonly unet: Denoiser;
   readonly scheduler: Scheduler;
   /**
    * Steps all frames but the first. Two histories are needed where the frames have come different

@@ -117,28 +117,28 @@ export class GuidedUNet implements Disposable {
     try {
       this.#control = options.control &&
         new ControlBranch(options.control, hiddenStates, cells, arena);
+      if (options.merge) {
+        const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
+        this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
+      }
+      if (options.subject) {
+        const chosen = new Float32Array(hiddenStates.shape[1]);
+        for (const token of options.subject) chosen[token] = 1;
+        this.#chosen = unet.device.tensor(chosen, [1, 1, chosen.length], unet.dtype).keep();
+      }
+      this.#settings = {
+        ...{ unet, guidance, guidanceRescale: options.guidanceRescale ?? 0 },
+        ...{ crossFrame: options.crossFrame, lookBack: options.lookBack },
+        ...{ merge: this.#merging, reuses: (options.reuse ?? 1) > 1 },
+        words: options.textAt && hiddenStates.shape.slice(1),
+        scaled: options.guidanceAt !== undefined,
+        ...{ chosen: this.#chosen, control: this.#control, arena },
+      };
+      if (rows < guidance.length) this.#separate();
     } catch (error) {
       this.dispose();
       throw error;
     }
-    if (options.merge) {
-      const order = unet.device.empty([cells[0] * cells[1]], "i32").keep();
-      this.#merging = { ratio: options.merge, order, sources: sourcesOf(cells) };
-    }
-    if (options.subject) {
-      const chosen = new Float32Array(hiddenStates.shape[1]);
-      for (const token of options.subject) chosen[token] = 1;
-      this.#chosen = unet.device.tensor(chosen, [1, 1, chosen.length], unet.dtype).keep();
-    }
-    this.#settings = {
-      ...{ unet, guidance, guidanceRescale: options.guidanceRescale ?? 0 },
-      ...{ crossFrame: options.crossFrame, lookBack: options.lookBack },
-      ...{ merge: this.#merging, reuses: (options.reuse ?? 1) > 1 },
-      words: options.textAt && hiddenStates.shape.slice(1),
-      scaled: options.guidanceAt !== undefined,
-      ...{ chosen: this.#chosen, control: this.#control, arena },
-    };
-    if (rows < guidance.length) this.#separate();
   }
 
   /** Device that it runs on. */
@@ -164,6 +164,8 @@ export class GuidedUNet implements Disposable {
    * @param afterGroup Awaited after each group: lets the caller breathe, and cancel.
    * @param place Place of the timestep in the whole schedule, from 0 on: decides which ControlNets
    * act.
+   * @param frameOf Whose text and guidance a frame has, where these change over the clip: a place
+   * in it. Default: its own.
    * @returns `[frames, C, h, w]` in f32, to be disposed of by the caller.
    */
   async predict(
@@ -172,6 +174,7 @@ export class GuidedUNet implements Disposable {
     step: number,
     afterGroup: () => Promise<void>,
     place: number = step,
+    frameOf: (position: number) => number = (position) => position,
   ): Promise<Tensor> {
     const { device } = this.#unet;
     const { crossFrame, reuse = 1 } = this.#options;
@@ -208,7 +211,7 @@ export class GuidedUNet implements Disposable {
         device.scope(() => {
           assign(group.sample, narrow(x, 0, first, count));
           device.write(group.timestep, [timestep]);
-          this.#address(group, first, count);
+          this.#address(group, Array.from({ length: count }, (_, i) => frameOf(first + i)));
           if (depth === "outer") group.deep.forEach((deep, i) => assign(deep, kept[i]));
           group.plan.run();
           if (depth === "whole") group.deep.forEach((deep, i) => assign(kept[i], deep));
@@ -226,9 +229,8 @@ export class GuidedUNet implements Disposable {
   }
 
   /** Gives a group what its frames have of their own besides latents. */
-  #address({ texts, scales }: Group, first: number, count: number): void {
+  #address({ texts, scales }: Group, positions: readonly number[]): void {
     const { textAt, guidanceAt } = this.#options;
-    const positions = Array.from({ length: count }, (_, i) => first + i);
     if (scales && guidanceAt) this.device.write(scales, positions.map(guidanceAt));
     if (!textAt) return;
     positions.forEach((position, i) => {
@@ -237,7 +239,7 @@ export class GuidedUNet implements Disposable {
       this.#passes.forEach((pass, p) => {
         for (let r = 0; r < pass.guidance.length; r++, row++) {
           const one = narrow(rows, 0, row, 1);
-          assign(texts[p], one, (r * count + i) * one.size);
+          assign(texts[p], one, (r * positions.length + i) * one.size);
         }
       });
     });

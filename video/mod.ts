@@ -8,6 +8,7 @@ export type { Mask, SmoothingBlend } from "./background_smoothing.ts";
 export type { Clip, ClipEvent, ClipStep } from "./clip.ts";
 export * from "./conditions/mod.ts";
 export type { CameraOptions } from "./camera.ts";
+export type { CanvasExtent } from "./canvas.ts";
 export type { SheetOptions } from "./contact_sheet.ts";
 export { deflicker } from "./deflicker.ts";
 export type { ControlAttention, ControlOptions } from "./controlled_video.ts";

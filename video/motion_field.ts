@@ -17,8 +17,9 @@
  *
  * the bilinear interpolation plus a difference of new noise: of variance 1 for every f, and
  * uncorrelated with its neighbours in a translation. Two axes are two such steps. The z belong to
- * the first frame's cells, so all frames look at one and the same finer noise. What the latents
- * hold besides noise is only interpolated, since the z are scaled by the noise level.
+ * the first frame's cells, or to those of the canvas around it (`canvas.ts`), so all frames look at
+ * one and the same finer noise. What the latents hold besides noise is only interpolated, since the
+ * z are scaled by the noise level.
  *
  * @module
  */
@@ -39,9 +40,17 @@ export function shiftInCells(delta: number, cells: number): number {
   return roundToEven((delta - 0.5) * cells / GRID);
 }
 
-/** Where each cell of a shifted axis reads: the border is mirrored, its edge repeated. */
-export function mirroredIndexes(cells: number, shift: number): Int32Array<ArrayBuffer> {
-  return Int32Array.from({ length: cells }, (_, i) => {
+/**
+ * Where each cell of a shifted axis reads: the border is mirrored, its edge repeated.
+ *
+ * @param length How many cells there are to read.
+ */
+export function mirroredIndexes(
+  cells: number,
+  shift: number,
+  length: number = cells,
+): Int32Array<ArrayBuffer> {
+  return Int32Array.from({ length }, (_, i) => {
     const period = 2 * cells;
     const at = (((i + shift) % period) + period) % period;
     return at < cells ? at : period - 1 - at;
@@ -62,13 +71,29 @@ export interface Motion {
  * @returns The same shape.
  */
 export function warpLatents(latents: Tensor, frameId: number, motion: Motion): Tensor {
-  return shifted(latents, motion.x * frameId, motion.y * frameId);
+  return shifted(latents, motion.x * frameId, motion.y * frameId, allOf(latents));
 }
 
-function shifted(latents: Tensor, deltaX: number, deltaY: number): Tensor {
-  const [, , h, w] = latents.shape;
-  const rows = mirroredIndexes(h, shiftInCells(deltaY, h));
-  const columns = mirroredIndexes(w, shiftInCells(deltaX, w));
+/** The first frame on a canvas of latent cells. */
+export interface FramePlace {
+  /** Its height and width. */
+  readonly frame: readonly [h: number, w: number];
+  /** The canvas' cell in its upper left corner. */
+  readonly middle: readonly [top: number, left: number];
+}
+
+/** Latents that are the first frame, with nothing around. */
+const allOf = ({ shape: [, , h, w] }: Tensor): FramePlace => ({ frame: [h, w], middle: [0, 0] });
+
+function shifted(
+  latents: Tensor,
+  deltaX: number,
+  deltaY: number,
+  { frame: [h, w], middle: [top, left] }: FramePlace,
+): Tensor {
+  const [, , H, W] = latents.shape;
+  const rows = mirroredIndexes(H, top + shiftInCells(deltaY, h), h);
+  const columns = mirroredIndexes(W, left + shiftInCells(deltaX, w), w);
   return latents.device.scope(() => indexSelect(indexSelect(latents, 2, rows), 3, columns));
 }
 
@@ -78,22 +103,41 @@ function shifted(latents: Tensor, deltaX: number, deltaY: number): Tensor {
  */
 export type Affine = readonly [a: number, b: number, c: number, d: number, e: number, f: number];
 
+/** The same map to places in parts of the canvas, `[1, C, H, W]`. */
+function toCanvas(
+  [a, b, c, d, e, f]: Affine,
+  [, , H, W]: readonly number[],
+  { frame: [h, w], middle: [top, left] }: FramePlace,
+): Affine {
+  const [across, down] = [w / W, h / H];
+  return [
+    ...[a * across, b * across, c * across + left / W] as const,
+    ...[d * down, e * down, f * down + top / H] as const,
+  ];
+}
+
 /**
  * The latents under any affine map, every cell a copy of the nearest one: for translations the same
  * as {@link warpLatents}. Where the map turns or scales, lines of cells tear.
  *
- * @param latents `[1, C, h, w]`.
- * @returns The same shape.
+ * @param latents `[1, C, H, W]`, the first frame or a canvas around it.
+ * @param place Where the first frame is. Default: all of the latents.
+ * @returns `[1, C, h, w]`.
  */
-export function warpByCells(latents: Tensor, affine: Affine): Tensor {
+export function warpByCells(
+  latents: Tensor,
+  affine: Affine,
+  place: FramePlace = allOf(latents),
+): Tensor {
   const [a, b, c, d, e, f] = affine;
-  if (a === 1 && b === 0 && d === 0 && e === 1) return shifted(latents, GRID * c, GRID * f);
+  if (a === 1 && b === 0 && d === 0 && e === 1) return shifted(latents, GRID * c, GRID * f, place);
   // The reference's grid lies half a pixel of 512 before the centres of its pixels.
   const half = 0.5 / GRID;
-  return sampled(latents, [a, b, c - half, d, e, f - half], "nearest");
+  const map = toCanvas([a, b, c - half, d, e, f - half], latents.shape, place);
+  return sampled(latents, map, place.frame, "nearest");
 }
 
-/** Fresh numbers of the cells of the first frame, `[C, h, w]` each: the z of both axes. */
+/** Fresh numbers of the latents' cells, `[C, H, W]` each: the z of both axes. */
 export interface SubCellNoise {
   readonly across: Float32Array;
   readonly down: Float32Array;
@@ -102,7 +146,7 @@ export interface SubCellNoise {
 /** Stands for no frame's number, so that no frame draws the same. */
 const SUB_CELL_STREAM = Number.MAX_SAFE_INTEGER;
 
-/** Draws the noise between the cells of latents `[1, C, h, w]`, for all frames of a clip. */
+/** Draws the noise between the cells of latents `[1, C, H, W]`, for all frames of a clip. */
 export function drawSubCellNoise(seed: number, shape: readonly number[]): SubCellNoise {
   const generator = generatorForFrame(seed, SUB_CELL_STREAM);
   return { across: generator.randn(shape), down: generator.randn(shape) };
@@ -112,25 +156,34 @@ export function drawSubCellNoise(seed: number, shape: readonly number[]): SubCel
  * The latents under any affine map, between the cells where it says so: what they show is
  * interpolated, their noise keeps its variance.
  *
- * @param latents `[1, C, h, w]`.
+ * @param latents `[1, C, H, W]`, the first frame or a canvas around it.
  * @param level Standard deviation of the noise in the latents.
- * @returns The same shape.
+ * @param place Where the first frame is. Default: all of the latents.
+ * @returns `[1, C, h, w]`.
  */
 export function warpBetweenCells(
   latents: Tensor,
   affine: Affine,
   noise: SubCellNoise,
   level: number,
+  place: FramePlace = allOf(latents),
 ): Tensor {
-  return latents.device.scope(() => {
-    const smooth = sampled(latents, affine, "bilinear");
-    const fresh = latents.device.tensor(bridges(latents.shape, affine, noise), latents.shape);
+  const { device, shape } = latents;
+  const { frame } = place;
+  const map = toCanvas(affine, shape, place);
+  return device.scope(() => {
+    const smooth = sampled(latents, map, frame, "bilinear");
+    const fresh = device.tensor(bridges(shape, map, frame, noise), smooth.shape);
     return linearCombination([1, level], [smooth, fresh]);
   });
 }
 
-function sampled(latents: Tensor, affine: Affine, mode: "nearest" | "bilinear"): Tensor {
-  const [, , h, w] = latents.shape;
+function sampled(
+  latents: Tensor,
+  affine: Affine,
+  [h, w]: FramePlace["frame"],
+  mode: "nearest" | "bilinear",
+): Tensor {
   const places = Float32Array.from(
     placesOf(affine, [h, w]).flatMap(([u, v]) => [2 * u - 1, 2 * v - 1]),
   );
@@ -140,7 +193,7 @@ function sampled(latents: Tensor, affine: Affine, mode: "nearest" | "bilinear"):
   );
 }
 
-/** Where each cell's centre falls, row by row, in parts of the picture. */
+/** Where the centre of each of a frame's cells falls, row by row. */
 function placesOf(
   [a, b, c, d, e, f]: Affine,
   [h, w]: readonly [number, number],
@@ -154,19 +207,20 @@ function placesOf(
 
 /** What bridges add to the interpolation, for noise of level 1. */
 function bridges(
-  [, channels, h, w]: readonly number[],
+  [, channels, H, W]: readonly number[],
   affine: Affine,
+  [h, w]: FramePlace["frame"],
   { across, down }: SubCellNoise,
 ): Float32Array<ArrayBuffer> {
   const out = new Float32Array(channels * h * w);
   placesOf(affine, [h, w]).forEach(([u, v], i) => {
-    const [x0, x1, p] = between(u, w);
-    const [y0, y1, q] = between(v, h);
+    const [x0, x1, p] = between(u, W);
+    const [y0, y1, q] = between(v, H);
     const [spreadX, spreadY] = [Math.sqrt(p * (1 - p)), Math.sqrt(q * (1 - q))];
-    for (let plane = 0; plane < channels * h * w; plane += h * w) {
-      const [top, bottom] = [plane + y0 * w, plane + y1 * w];
+    for (let channel = 0; channel < channels; channel++) {
+      const [top, bottom] = [(channel * H + y0) * W, (channel * H + y1) * W];
       const z = (row: number) => across[row + x1] - across[row + x0];
-      out[plane + i] = spreadX * ((1 - q) * z(top) + q * z(bottom)) +
+      out[channel * h * w + i] = spreadX * ((1 - q) * z(top) + q * z(bottom)) +
         spreadY * (down[bottom + x0] - down[top + x0]);
     }
   });

@@ -5,7 +5,8 @@
  * frame 0. Every motion in force gives a pose as a function of time; poses are added, over motions
  * and over the key frames that have passed, so that the camera never jumps. The sum is bounded: far
  * away there is only mirrored border, so at {@link REACH} the camera turns back, gently, and
- * likewise at {@link MOST_ZOOM}.
+ * likewise at {@link MOST_ZOOM}. On a canvas (`canvas.ts`) the border is farther away, and so are
+ * the bounds.
  *
  * `orbit`, `shake` and everything with `ping-pong` close: at the end of their time, one frame
  * behind the last of the clip, the camera is where it began.
@@ -14,10 +15,11 @@
  */
 
 import { Generator } from "../core/random.ts";
+import type { CanvasExtent } from "./canvas.ts";
 import type { Affine } from "./motion_field.ts";
 import type { MotionPath, Move } from "./motion.ts";
 
-/** How far the camera goes from where it began, in parts of the width and of the height. */
+/** How far the camera goes over the border, in parts of the width and of the height. */
 export const REACH = 1 / 4;
 
 /** How near it comes, and, as a divisor, how far away it goes. */
@@ -34,8 +36,36 @@ const ORIGIN: Pose = [0, 0, 0, 0];
 /** The part of the way to a bound that is gone at full speed before the camera turns. */
 const STRAIGHT = 7 / 8;
 
-/** Bounds of the components of a pose; a full turn ends where it began. */
-const BOUNDS: Pose = [REACH, REACH, Math.log(MOST_ZOOM), Infinity];
+/** How far the components of a pose go below 0, and above. */
+interface Bounds {
+  readonly below: Pose;
+  readonly above: Pose;
+}
+
+/**
+ * The bounds on a canvas: what is seen beyond its border is at most {@link REACH}, to the side or
+ * all around. A full turn ends where it began.
+ */
+function boundsOn([columns, rows]: CanvasExtent): Bounds {
+  const [x, y] = [REACH + (columns - 1) / 2, REACH + (rows - 1) / 2];
+  const away = MOST_ZOOM + Math.min(columns, rows) - 1;
+  return {
+    below: [x, y, Math.log(away), Infinity],
+    above: [x, y, Math.log(MOST_ZOOM), Infinity],
+  };
+}
+
+/** The first frame and nothing around. */
+const FRAME_ALONE: CanvasExtent = [1, 1];
+
+/** What a path is followed in. */
+interface Surroundings {
+  /** Frames of the clip: how long its last motions are in force. */
+  readonly frames: number;
+  /** Width by height. */
+  readonly aspect: number;
+  readonly bounds: Bounds;
+}
 
 /** A key frame, and how long its motions are in force. */
 interface Span {
@@ -51,14 +81,17 @@ interface Span {
  * @param frameId May lie between whole numbers.
  * @param frames Number of frames of the clip: how long its last motions are in force.
  * @param aspect Width by height.
+ * @param canvas Extent of the canvas around frame 0. Default: there is none.
  */
 export function motionAt(
   path: MotionPath,
   frameId: number,
   frames: number,
   aspect: number,
+  canvas: CanvasExtent = FRAME_ALONE,
 ): Affine {
-  const [x, y, zoom, turn] = bounded(poseAt(path, frameId, frames, aspect));
+  const bounds = boundsOn(canvas);
+  const [x, y, zoom, turn] = bounded(poseAt(path, frameId, { frames, aspect, bounds }), bounds);
   const c = Math.cos(turn) / Math.exp(zoom);
   const s = Math.sin(turn) / Math.exp(zoom);
   const [across, down] = [-s / aspect, s * aspect];
@@ -70,22 +103,34 @@ export function motionRemark(
   path: MotionPath,
   frames: number,
   aspect: number,
+  canvas: CanvasExtent = FRAME_ALONE,
 ): string | undefined {
+  const bounds = boundsOn(canvas);
+  const alone = canvas.every((side) => side === 1);
   for (let k = 0; k < frames; k++) {
-    const pose = poseAt(path, k, frames, aspect);
-    if (pose.every((value, i) => Math.abs(value) <= STRAIGHT * BOUNDS[i])) continue;
-    return `the motion would take the camera more than a quarter of the picture away, or its ` +
-      `zoom beyond ${MOST_ZOOM}; from frame ${k} on it turns back (say "once", and it rests)`;
+    const pose = poseAt(path, k, { frames, aspect, bounds });
+    if (pose.every((value, i) => Math.abs(value) <= STRAIGHT * boundOf(value, i, bounds))) continue;
+    const far = alone
+      ? `away, or its zoom beyond ${MOST_ZOOM}`
+      : `beyond the canvas, or nearer than ${MOST_ZOOM} times`;
+    return `the motion would take the camera more than a quarter of the picture ${far}; from ` +
+      `frame ${k} on it turns back (say "once", and it rests)`;
   }
 }
 
-function poseAt(path: MotionPath, frameId: number, frames: number, aspect: number): Pose {
+/** The bound on the side of a value that is the `i`-th component of a pose. */
+function boundOf(value: number, i: number, { below, above }: Bounds): number {
+  return value < 0 ? below[i] : above[i];
+}
+
+function poseAt(path: MotionPath, frameId: number, around: Surroundings): Pose {
+  const { frames } = around;
   const spans = path.map(({ frame, moves }, i): Span => ({
     from: frame,
     length: (path[i + 1]?.frame ?? frames) - frame,
     moves,
   }));
-  const way = (span: Span, t: number) => sum(span.moves.map((m) => travel(m, t, span, aspect)));
+  const way = (span: Span, t: number) => sum(span.moves.map((m) => travel(m, t, span, around)));
   return sum(spans.flatMap((span, i) => {
     if (frameId <= span.from) return [];
     const since = frameId - span.from;
@@ -123,13 +168,18 @@ function joint(
 const INSTANT = 2 ** -12;
 
 /** The pose that one motion has made `t` frames after it began. */
-function travel(move: Move, t: number, { length }: Span, aspect: number): Pose {
+function travel(
+  move: Move,
+  t: number,
+  { length }: Span,
+  { aspect, bounds }: Surroundings,
+): Pose {
   const { kind, amounts, ease, pingPong } = move;
   const s = t / length;
   const swing = 1 - Math.abs(2 * (s - Math.floor(s)) - 1);
   const part = pingPong ? swing : s;
   const eased = ease ? smooth(Math.min(1, part)) : part;
-  const way = restrained(move, eased * (pingPong ? length / 2 : length));
+  const way = restrained(move, eased * (pingPong ? length / 2 : length), bounds);
   const [first, second] = amounts;
   // A circle of pixels: parts of the shorter side are fewer parts of the longer one.
   const [unitX, unitY] = [Math.min(1, 1 / aspect) / GRID, Math.min(1, aspect) / GRID];
@@ -176,13 +226,14 @@ function tremor(s: number, length: number, seed: number): readonly [number, numb
 }
 
 /** The way of a motion, as far as it goes `once`: it slows down and rests before it is bounded. */
-function restrained({ kind, amounts, once }: Move, way: number): number {
+function restrained({ kind, amounts, once }: Move, way: number, bounds: Bounds): number {
   if (!once) return way;
+  const bounded = (speed: number, i: number) => Math.abs(speed) / boundOf(speed, i, bounds);
   const speeds = kind === "zoom"
-    ? [Math.abs(Math.log(amounts[0])) / BOUNDS[2]]
+    ? [bounded(Math.log(amounts[0]), 2)]
     : kind === "rotate"
     ? [Math.abs(amounts[0]) / 360 * STRAIGHT]
-    : amounts.map((amount) => Math.abs(amount) / GRID / REACH);
+    : amounts.map((amount, i) => bounded(amount / GRID, i));
   const limit = STRAIGHT / Math.max(...speeds);
   return limit < Infinity ? rounded(way, limit, limit / 4, 0) : way;
 }
@@ -197,20 +248,25 @@ function rounded(way: number, corner: number, radius: number, slope: 0 | -1): nu
   return way + (slope - 1) * (way - corner + radius) ** 2 / (4 * radius);
 }
 
-/** The pose brought within {@link BOUNDS}: a triangle wave with round corners, per component. */
-function bounded(pose: Pose): Pose {
+/** The pose brought within its bounds: a triangle wave with round corners, per component. */
+function bounded(pose: Pose, bounds: Bounds): Pose {
   const [x, y, zoom, turn] = pose.map((value, i) => {
-    const bound = BOUNDS[i];
-    if (Math.abs(value) <= STRAIGHT * bound) return value;
-    // The parabola takes half its radius off the corner.
-    const radius = 2 * (1 - STRAIGHT) * bound;
-    const corner = bound + radius / 2;
-    const wave = value + corner - 4 * corner * Math.floor((value + corner) / (4 * corner));
-    const rising = wave <= 2 * corner;
-    const distance = rising ? wave - corner : 3 * corner - wave;
+    if (Math.abs(value) <= STRAIGHT * boundOf(value, i, bounds)) return value;
+    const [low, high] = [cornerAt(bounds.below[i]), cornerAt(bounds.above[i])];
+    const span = low.corner + high.corner;
+    const wave = value + low.corner - 2 * span * Math.floor((value + low.corner) / (2 * span));
+    const rising = wave <= span;
+    const distance = rising ? wave - low.corner : span + high.corner - wave;
+    const { corner, radius } = distance < 0 ? low : high;
     return Math.sign(distance) * rounded(Math.abs(distance), corner, radius, -1);
   });
   return [x, y, zoom, turn];
+}
+
+/** The corner of the wave at a bound; the parabola takes half its radius off it. */
+function cornerAt(bound: number): { readonly corner: number; readonly radius: number } {
+  const radius = 2 * (1 - STRAIGHT) * bound;
+  return { corner: bound + radius / 2, radius };
 }
 
 function sum(poses: readonly Pose[]): Pose {

@@ -11,6 +11,9 @@
  *
  * Background smoothing (§3.4) goes around step 3 ({@link denoiseTogether}).
  *
+ * With a canvas steps 1 and 2 know more than the first frame: what lies around it is denoised with
+ * it ({@link overCanvas}), and that is what the camera moves over.
+ *
  * With a start image step 1 is its DDIM inversion to T0 and T1 ({@link invertPicture}), and in step
  * 3 the first frame stays on that way: it is the picture, and the others attend to it.
  *
@@ -23,11 +26,12 @@
  * @module
  */
 
-import { InputError } from "../core/errors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, linearCombination, narrow } from "../kernels/mod.ts";
 import type { StableDiffusion } from "../models/stable_diffusion.ts";
+import type { Scheduler, SchedulerState } from "../schedulers/mod.ts";
 import { type Camera, cameraOf } from "./camera.ts";
+import { type Canvas, drawAround, middleOf, overCanvas } from "./canvas.ts";
 import { type Clip, type ClipStep, makeClip } from "./clip.ts";
 import {
   controlSettings,
@@ -64,7 +68,13 @@ import {
   watchedTokens,
 } from "./smoothed_pass.ts";
 import { checkInput, cropRemark } from "./start_image.ts";
-import { checkGiven, checkOriginal, jumpFrom, type TextToVideoOptions } from "./video_options.ts";
+import {
+  checkGiven,
+  checkOriginal,
+  checkTogether,
+  jumpFrom,
+  type TextToVideoOptions,
+} from "./video_options.ts";
 
 export type { Intermediate, TextToVideoOptions } from "./video_options.ts";
 
@@ -77,6 +87,7 @@ interface VideoSettings {
   readonly latentShape: readonly number[];
   readonly smoother: Smoother | undefined;
   readonly warnings: string[];
+  readonly seed: number;
 }
 
 /**
@@ -115,18 +126,7 @@ export function textToVideo(
   const alike = controls.length > 0 && motion === false;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;
   const camera = cameraOf({ ...options, motion }, defaults, { clipFrames, seed, latentShape });
-  if (double && controls.length) {
-    throw new InputError(
-      "double makes frames between those that controls have maps for; leave it out, or give a " +
-        "clip of maps with a higher rate",
-    );
-  }
-  if (double && compat !== "framezero") {
-    throw new InputError(
-      "double needs frames whose noise is their own, and compat " +
-        `"${compat}" draws it for all at once; leave one of them out`,
-    );
-  }
+  checkTogether({ ...options, motion }, frameIds.length);
   checkGiven("latents", options.latents, [
     ownStarts ? frameIds.length : 1,
     ...latentShape.slice(1),
@@ -145,23 +145,9 @@ export function textToVideo(
     ...camera.warnings,
   ];
   const { image } = options;
-  if (alike && (image || options.noise)) {
-    throw new InputError(
-      `${
-        image ? "a start image" : "noise"
-      } is for clips with motion; with controls, ask for that ` +
-        "(motion: true), or leave it out",
-    );
-  }
   if (image) {
     checkFrame(image, 0, undefined);
     checkInvertible(settled);
-    if (options.latents) {
-      throw new InputError("latents and image both are the first frame: give one");
-    }
-  }
-  if (ownStarts && options.noise) {
-    throw new InputError("noise is for frames that begin at the first one's latents; leave it out");
   }
   const smoothing = options.smoothing &&
     settleSmoothing(sd, settled, options.smoothing, frameIds.length);
@@ -210,7 +196,7 @@ export function textToVideo(
       text.dispose();
       if (!textAt) words.dispose();
       const sampler = { unet: guided, scheduler, others, noise, eta, signal };
-      const video = { sd, camera, t0, t1, frameIds, latentShape, smoother, warnings };
+      const video = { sd, camera, t0, t1, frameIds, latentShape, smoother, warnings, seed };
       if (alike) return yield* denoiseControlled(sampler, video, options.latents);
       if (picture) return yield* followPicture(sampler, picture, video, options);
       return yield* ownStarts
@@ -260,8 +246,9 @@ async function* algorithm1(
   options: TextToVideoOptions,
 ): AsyncGenerator<ClipStep, Tensor> {
   const { scheduler, noise } = sampler;
-  const { frameIds, latentShape, t0, t1 } = video;
+  const { frameIds, latentShape, t0, t1, seed, camera: { canvas } } = video;
   const { device } = sampler.unet;
+  const above = canvas ? { ...sampler, unet: overCanvas(sampler.unet, canvas) } : sampler;
   const see = options.onIntermediate ?? (() => {});
   const { toT1, t1ToT0, fromT1 } = segments(scheduler, t0, t1);
   const alone = frameIds.length === 1;
@@ -269,24 +256,25 @@ async function* algorithm1(
   const total = toT1.length + (alone ? 0 : t1ToT0.length) + passes * fromT1.length;
   const owned: Disposable[] = [];
   try {
-    // 1. The first frame, down to T1 and on to T0.
+    // 1. The first frame, or the canvas around it, down to T1 and on to T0.
     const xT = device.scope(() => {
       const start = options.latents ?? device.tensor(noise.initial(latentShape), latentShape);
-      return linearCombination([scheduler.initNoiseSigma], [start]);
+      const all = canvas ? drawAround(start, canvas, seed) : start;
+      return linearCombination([scheduler.initNoiseSigma], [all]);
     }).keep();
     see("timesteps_0", toT1);
-    const atT1 = yield* denoise(sampler, xT, toT1, { phase: "anchor", before: 0, total });
+    const atT1 = yield* denoise(above, xT, toT1, { phase: "anchor", before: 0, total });
     see("x_1_t1", atT1);
     const place = toT1.length;
     let before = place;
     const progress = { phase: "frames", before, total, place } as const;
     if (alone) return yield* denoise(sampler, atT1, fromT1, progress);
     owned.push(atT1);
-    const history = scheduler.snapshot();
+    const history = historyOfFirst(scheduler, canvas);
     owned.push({ [Symbol.dispose]: () => history.dispose() });
     see("timesteps_1", t1ToT0);
     const copy = linearCombination([1], [atT1]).keep();
-    const atT0 = yield* denoise(sampler, copy, t1ToT0, { phase: "anchor", before, total, place });
+    const atT0 = yield* denoise(above, copy, t1ToT0, { phase: "anchor", before, total, place });
     owned.push(atT0);
     see("x_1_t0", atT0);
 
@@ -305,6 +293,17 @@ async function* algorithm1(
     return yield* together(x, { ...sampler, others }, video, joint, options);
   } finally {
     for (const item of owned) item[Symbol.dispose]();
+  }
+}
+
+/** What a multistep solver remembers of the first frame. */
+function historyOfFirst(scheduler: Scheduler, canvas: Canvas | undefined): SchedulerState {
+  const history = scheduler.snapshot();
+  if (!canvas) return history;
+  try {
+    return history.map((kept) => middleOf(kept, canvas));
+  } finally {
+    history.dispose();
   }
 }
 
@@ -370,19 +369,24 @@ function together(
   });
 }
 
-/** The latents of all frames at T1, `[frames, C, h, w]`. */
+/**
+ * The latents of all frames at T1, `[frames, C, h, w]`.
+ *
+ * @param atT1 The first frame, or the canvas around it.
+ * @param atT0 The same at T0.
+ */
 function startFrames(
   { scheduler, noise }: Sampler,
-  first: Tensor,
+  atT1: Tensor,
   atT0: Tensor,
   video: VideoSettings & Pick<Segments, "t1ToT0" | "fromT1">,
   options: TextToVideoOptions,
 ): Tensor {
-  const { device } = first;
+  const { device } = atT1;
   const { frameIds, camera, latentShape, t1ToT0, fromT1 } = video;
   const see = options.onIntermediate ?? (() => {});
   const others = frameIds.length - 1;
-  if (others === 0) return device.scope(() => linearCombination([1], [first])).keep();
+  if (others === 0) return device.scope(() => linearCombination([1], [atT1])).keep();
   const shape = [others, ...latentShape.slice(1)];
   // T0 is the timestep that the first frame would see next: one below the last of T1 … T0.
   const [T0, T1] = [fromT1[t1ToT0.length], fromT1[0]];
@@ -397,6 +401,7 @@ function startFrames(
   const level = noiseLevel(scheduler, T0, at + t1ToT0.length);
   return device.scope(() => {
     const all = device.empty([frameIds.length, ...latentShape.slice(1)]);
+    const first = camera.canvas ? middleOf(atT1, camera.canvas) : atT1;
     assign(all, first, 0);
     const warped = device.empty(shape);
     for (let k = 1; k <= others; k++) {

@@ -73,8 +73,9 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
   /** Draws the backgrounds of all frames towards the first one's. Default: none. */
   smoothing?: BackgroundSmoothing;
   /**
-   * x_T of the first frame, `[1, 4, h, w]`, instead of drawing it; or of all frames,
-   * `[frames, 4, h, w]`: then each is denoised from its own, and nothing is moved.
+   * x_T of the first frame, `[1, 4, h, w]`, instead of drawing it (on a canvas that around it is
+   * drawn); or of all frames, `[frames, 4, h, w]`: then each is denoised from its own, and nothing
+   * is moved.
    */
   latents?: Tensor;
   /** Noise of step 2 for the other frames, `[frames − 1, 4, h, w]`, instead of drawing it. */
@@ -85,7 +86,10 @@ export interface TextToVideoOptions extends GenerationOptions, CameraOptions, Ch
   onIntermediate?: (name: Intermediate, value: Tensor | readonly number[]) => void;
 }
 
-/** Names of intermediate results: latents and timesteps at the joints of the method. */
+/**
+ * Names of intermediate results: latents and timesteps at the joints of the method. On a canvas
+ * `x_1_t1` and `x_1_t0` are all of it.
+ */
 export type Intermediate =
   | "prompt_embeds"
   | "timesteps_0"
@@ -131,6 +135,79 @@ export function jumpFrom(
     );
   }
   return { t0, t1 };
+}
+
+/** What cannot be had together, and what is said about it. */
+type Contradictions = readonly (readonly [applies: unknown, text: string])[];
+
+/**
+ * Refuses options that contradict each other.
+ *
+ * @param frames Number of frames.
+ * @throws {InputError} naming them.
+ */
+export function checkTogether(options: TextToVideoOptions, frames: number): void {
+  const { double, motion, controls = [], compat = "framezero", image, latents, noise } = options;
+  const { canvas, smoothing } = options;
+  const controlled = controls.length > 0;
+  const ownNoise = compat === "framezero";
+  const ownStarts = frames > 1 && latents?.shape[0] === frames;
+  const contradictions: Contradictions = [
+    [
+      double && controlled,
+      "double makes frames between those that controls have maps for; leave it out, or give a " +
+      "clip of maps with a higher rate",
+    ],
+    [
+      double && !ownNoise,
+      "double needs frames whose noise is their own, and compat " +
+      `"${compat}" draws it for all at once; leave one of them out`,
+    ],
+    [
+      controlled && motion === false && (image || noise),
+      `${image ? "a start image" : "noise"} is for clips with motion; with controls, ask for ` +
+      "that (motion: true), or leave it out",
+    ],
+    [image && latents, "latents and image both are the first frame: give one"],
+    [
+      ownStarts && noise,
+      "noise is for frames that begin at the first one's latents; leave it out",
+    ],
+    [
+      canvas && frames === 1,
+      "canvas is what the camera moves over, and one frame does not move; ask for more frames, " +
+      "or leave canvas out",
+    ],
+    [
+      canvas && controlled,
+      "canvas has parts that controls have no maps for; leave one of them out",
+    ],
+    [
+      canvas && ownStarts,
+      "canvas is for frames that begin at the first one's latents; give latents of that one " +
+      "alone, or leave canvas out",
+    ],
+    [
+      canvas && motion === false,
+      "canvas is what the camera moves over, and motion: false lets nothing move; leave one of " +
+      "them out",
+    ],
+    [
+      canvas && image,
+      "canvas is made together with the first frame, and a start image has nothing around it; " +
+      "leave one of them out",
+    ],
+    [
+      canvas && smoothing,
+      "canvas lets the camera leave the first frame, whose background smoothing takes; leave one " +
+      "of them out",
+    ],
+    [
+      canvas && !ownNoise,
+      `canvas is no part of the code that compat "${compat}" follows; leave one of them out`,
+    ],
+  ];
+  for (const [applies, text] of contradictions) if (applies) throw new InputError(text);
 }
 
 /** Refuses a tensor of another shape. */

@@ -10,6 +10,7 @@ import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.t
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 import type { SmoothingBlend } from "../background_smoothing.ts";
+import { type CanvasExtent, checkExtent } from "../canvas.ts";
 import { parseMotion } from "../motion.ts";
 import { atFrames, byteCount, collect, frameList, NUMBER, number, whole } from "./values.ts";
 import { addControlOptions } from "./control_options.ts";
@@ -143,6 +144,8 @@ export interface GenerateFlags extends ControlFlags {
   motion?: string | false;
   /** Whether it moves by parts of latent cells. */
   subCell?: boolean;
+  /** Columns and rows of what the camera moves over, in frames. */
+  canvas?: CanvasExtent;
   /** Make a frame between every two. */
   double?: boolean;
   /** Take flicker of brightness and colour away. */
@@ -219,6 +222,20 @@ function motionSentence(text: string): string {
     return text;
   } catch (error) {
     throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** Columns and rows in frames: `"2x1"`. */
+function canvasExtent(text: string): CanvasExtent {
+  const [, columns, rows] = /^(\d)x(\d)$/.exec(text.trim()) ?? [];
+  const extent = [Number(columns), Number(rows)] as const;
+  try {
+    checkExtent(extent);
+    return extent;
+  } catch {
+    throw new InvalidArgumentError(
+      "It must be columns and rows of 1 to 4 frames, not both 1, such as 2x1.",
+    );
   }
 }
 
@@ -410,6 +427,11 @@ export function addVideoOptions(command: Command): Command {
     .option("--no-motion", "do not move the frames")
     .option("--sub-cell", "move by parts of latent cells, too (default: with --motion)")
     .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
+    .option(
+      "--canvas <columns>x<rows>",
+      "make what lies around the first frame, too, and move over it, such as 2x1 (1 to 4 frames)",
+      canvasExtent,
+    )
     .option("--double", "make a frame between every two, and show twice as many a second")
     .option("--deflicker", "take flicker of brightness and colour out of the frames")
     .option(

@@ -320,6 +320,7 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     crossFrame: flags.crossFrame === false ? false : undefined,
     motion: flags.motion,
     subCell: flags.subCell,
+    canvas: flags.canvas,
     double: flags.double,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));

@@ -99,6 +99,7 @@ const RULES: { readonly [G in keyof Stored]: { readonly [Name in keyof Stored[G]
     guidanceScales: map,
     motion: flagOrText,
     subCell: flag,
+    canvas: list,
     double: flag,
     compat: text,
     strength: number,
