@@ -10,14 +10,13 @@ import { FRAME_ATTENTION, type FrameAttentionChoice } from "../frame_attention.t
 import type { AtFrames } from "../prompt_travel.ts";
 import { createScheduler, samplers, type TimestepSpacing } from "../../schedulers/mod.ts";
 import type { SmoothingBlend } from "../background_smoothing.ts";
-import { type CanvasExtent, checkExtent } from "../canvas.ts";
-import { parseMotion } from "../motion.ts";
 import { atFrames, byteCount, collect, frameList, NUMBER, number, whole } from "./values.ts";
+import { addMotionOptions, type MotionFlags } from "./motion_options.ts";
 import { addControlOptions } from "./control_options.ts";
 import type { ControlFlags } from "./controls.ts";
 
 /** Options of the commands that make pictures, as the parser gives them. */
-export interface GenerateFlags extends ControlFlags {
+export interface GenerateFlags extends ControlFlags, MotionFlags {
   /** Where to. */
   output?: string[];
   /** File to take settings from. */
@@ -102,10 +101,6 @@ export interface GenerateFlags extends ControlFlags {
   fps?: number;
   /** Folder for every frame. */
   framesDir?: string;
-  /** Motion of the camera to the right, in 512ths of the width a frame. */
-  motionX?: number;
-  /** Motion of the camera downwards, in 512ths of the height a frame. */
-  motionY?: number;
   /** Steps below T0. */
   t0?: number;
   /** Steps below T1. */
@@ -140,16 +135,6 @@ export interface GenerateFlags extends ControlFlags {
   imageGuidance?: number;
   /** Draw noise for every frame. */
   independentNoise?: boolean;
-  /** What the camera does; false if nothing. */
-  motion?: string | false;
-  /** Whether it moves by parts of latent cells. */
-  subCell?: boolean;
-  /** Columns and rows of what the camera moves over, in frames. */
-  canvas?: CanvasExtent;
-  /** Make a frame between every two. */
-  double?: boolean;
-  /** Take flicker of brightness and colour away. */
-  deflicker?: boolean;
   /** How much of its own background a frame keeps. */
   smooth?: number;
   /** Whose formula of smoothing. */
@@ -212,30 +197,6 @@ function schedulerName(text: string): string {
     return text;
   } catch {
     throw new InvalidArgumentError(`It must be one of ${SHORT_NAMES}, or a class of diffusers.`);
-  }
-}
-
-/** What the camera does, in words. */
-function motionSentence(text: string): string {
-  try {
-    parseMotion(text);
-    return text;
-  } catch (error) {
-    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
-  }
-}
-
-/** Columns and rows in frames: `"2x1"`. */
-function canvasExtent(text: string): CanvasExtent {
-  const [, columns, rows] = /^(\d)x(\d)$/.exec(text.trim()) ?? [];
-  const extent = [Number(columns), Number(rows)] as const;
-  try {
-    checkExtent(extent);
-    return extent;
-  } catch {
-    throw new InvalidArgumentError(
-      "It must be columns and rows of 1 to 4 frames, not both 1, such as 2x1.",
-    );
   }
 }
 
@@ -378,19 +339,11 @@ export function addImageOptions(command: Command): Command {
 
 /** Adds the options of `video`. */
 export function addVideoOptions(command: Command): Command {
-  return addControlOptions(addFrameOptions(addStartImage(addSharedOptions(command))))
+  return addMotionOptions(
+    addControlOptions(addFrameOptions(addStartImage(addSharedOptions(command)))),
+  )
     .option("--frames <n>", "number of frames (default: 8)", whole(1))
     .option("--fps <x>", "frames a second (default: 4)", number({ above: 0, most: 240 }))
-    .option(
-      "--motion-x <d>",
-      "motion of the camera to the right, in 512ths of the width a frame",
-      number(),
-    )
-    .option(
-      "--motion-y <d>",
-      "motion of the camera downwards, in 512ths of the height a frame",
-      number(),
-    )
     .option("--t0 <n>", "steps below T0, where motion is applied; less than --t1", whole(0))
     .option("--t1 <n>", "steps below T1, where all frames join; less than --steps", whole(0))
     .option(
@@ -417,23 +370,6 @@ export function addVideoOptions(command: Command): Command {
       "another guidance from that frame on, reached gradually; can be repeated",
       atFrames(number({ least: 0 })),
     )
-    .option(
-      "--motion <sentence>",
-      'what the camera does instead: "pan X Y", "zoom F" or "rotate D" a frame, "orbit R", ' +
-        '"shake A", "still"; with ease, ping-pong or once behind; joined by ; and with key ' +
-        'frames as in "0: pan 12 0; 12: zoom 1.02 ease"',
-      motionSentence,
-    )
-    .option("--no-motion", "do not move the frames")
-    .option("--sub-cell", "move by parts of latent cells, too (default: with --motion)")
-    .option("--no-sub-cell", "move by whole latent cells, 8 pixels, as the method does")
-    .option(
-      "--canvas <columns>x<rows>",
-      "make what lies around the first frame, too, and move over it, such as 2x1 (1 to 4 frames)",
-      canvasExtent,
-    )
-    .option("--double", "make a frame between every two, and show twice as many a second")
-    .option("--deflicker", "take flicker of brightness and colour out of the frames")
     .option(
       "--smooth <a>",
       "smooth the background: how much of its own each frame keeps, 0 to 1 (default: 0.4)",
