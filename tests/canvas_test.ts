@@ -1,21 +1,14 @@
 /**
- * A camera over a canvas: how windows lie, what they are averaged to, what frames see of it, and
- * that nothing else of a video changes.
+ * A canvas of latents: how windows lie, what they are averaged to, and what a camera sees of it.
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import fc from "fast-check";
 import { openDevice } from "../core/device.ts";
 import { InputError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
-import type { Tensor } from "../core/tensor.ts";
-import { linearCombination, narrow } from "../kernels/mod.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
-import { createScheduler } from "../schedulers/mod.ts";
+import { linearCombination } from "../kernels/mod.ts";
 import {
   averageWindows,
   type CanvasExtent,
@@ -26,8 +19,6 @@ import {
   overCanvas,
   windowCells,
 } from "../video/canvas.ts";
-import type { ControlOptions } from "../video/controlled_video.ts";
-import { inWindows } from "../video/long_video.ts";
 import { parseMotion } from "../video/motion.ts";
 import {
   type Affine,
@@ -37,41 +28,14 @@ import {
   warpByCells,
 } from "../video/motion_field.ts";
 import { MOST_ZOOM, motionAt, motionRemark, REACH } from "../video/motion_path.ts";
-import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
-import { checkTogether } from "../video/video_options.ts";
-import { readSettings } from "../video/writer.ts";
-import { refused, run } from "./cli_run.ts";
-import { latentsOf } from "./clips.ts";
+import { near, valuesOf } from "./values.ts";
 
 const device = await openDevice();
-const sd = await StableDiffusion.load(undefined, { device });
-const root = await mkdtemp(join(tmpdir(), "framezero-canvas-"));
-after(async () => {
-  sd.dispose();
-  await device.close();
-  await rm(root, { recursive: true });
-});
+after(() => device.close());
 
 const EXTENTS = fc.tuple(fc.integer({ min: 1, max: 4 }), fc.integer({ min: 1, max: 4 }))
   .filter(([columns, rows]) => columns * rows > 1);
 const SIDES = fc.tuple(fc.integer({ min: 1, max: 13 }), fc.integer({ min: 1, max: 13 }));
-
-/** What `make` makes on the device, read back; what it is made of is freed. */
-async function valuesOf(make: () => Tensor): Promise<Float32Array<ArrayBuffer>> {
-  const tensor = device.scope(make);
-  try {
-    return new Float32Array(await tensor.data());
-  } finally {
-    tensor.dispose();
-  }
-}
-
-function near(got: ArrayLike<number>, want: ArrayLike<number>, tolerance: number): void {
-  assert.equal(got.length, want.length);
-  for (let i = 0; i < got.length; i++) {
-    assert.ok(Math.abs(got[i] - want[i]) <= tolerance, `${i}: ${got[i]} ≠ ${want[i]}`);
-  }
-}
 
 describe("windows", () => {
   it("begin in the middle, reach every cell and end at the canvas' border", () => {
@@ -134,7 +98,7 @@ describe("a canvas on the device", () => {
       const [h, w] = frame;
       const x = random.randn([1, 3, H, W]);
       const whole = () => device.tensor(x, [1, 3, H, W]);
-      const cut = await valuesOf(() => cutWindows(whole(), canvas));
+      const cut = await valuesOf(device, () => cutWindows(whole(), canvas));
       const want = windows.flatMap(([top, left]) =>
         Array.from({ length: 3 * h * w }, (_, i) => {
           const [c, v, u] = [Math.floor(i / (h * w)), Math.floor(i / w) % h, i % w];
@@ -142,7 +106,11 @@ describe("a canvas on the device", () => {
         })
       );
       assert.deepEqual([...cut], want);
-      near(await valuesOf(() => averageWindows(cutWindows(whole(), canvas), canvas)), x, 1e-6);
+      near(
+        await valuesOf(device, () => averageWindows(cutWindows(whole(), canvas), canvas)),
+        x,
+        1e-6,
+      );
 
       const shape = [windows.length, 3, h, w];
       const parts = random.randn(shape);
@@ -156,7 +124,11 @@ describe("a canvas on the device", () => {
         }
       });
       const mean = sums.map((sum, i) => sum / counts[i]);
-      near(await valuesOf(() => averageWindows(device.tensor(parts, shape), canvas)), mean, 1e-6);
+      near(
+        await valuesOf(device, () => averageWindows(device.tensor(parts, shape), canvas)),
+        mean,
+        1e-6,
+      );
     }
   });
 
@@ -193,9 +165,9 @@ describe("a canvas on the device", () => {
     const canvas = canvasOf([3, 2], [16, 16]);
     const first = random.randn([1, 4, 16, 16]);
     const draw = (seed: number) =>
-      valuesOf(() => drawAround(device.tensor(first, [1, 4, 16, 16]), canvas, seed));
+      valuesOf(device, () => drawAround(device.tensor(first, [1, 4, 16, 16]), canvas, seed));
     const drawn = await draw(5);
-    const middle = await valuesOf(() => {
+    const middle = await valuesOf(device, () => {
       return middleOf(device.tensor(drawn, [1, 4, ...canvas.cells]), canvas);
     });
     assert.deepEqual(middle, first);
@@ -234,9 +206,13 @@ describe("the camera on a canvas", () => {
       motionAt(parseMotion("rotate 7; zoom 0.9; pan 90 0"), 3, 8, w / h, [3, 2]),
     ];
     for (const affine of maps) {
-      const got = await valuesOf(() => warpBetweenCells(latents(), affine, fine, 0.7, canvas));
-      const want = await valuesOf(() =>
-        middleOf(warpBetweenCells(latents(), over(affine), fine, 0.7), canvas)
+      const got = await valuesOf(
+        device,
+        () => warpBetweenCells(latents(), affine, fine, 0.7, canvas),
+      );
+      const want = await valuesOf(
+        device,
+        () => middleOf(warpBetweenCells(latents(), over(affine), fine, 0.7), canvas),
       );
       near(got, want, 2e-4);
     }
@@ -246,7 +222,7 @@ describe("the camera on a canvas", () => {
     for (const [x, y] of [[0, 0], [7, -2], [-12, 4], [17, -9]]) {
       // Half a grid pixel is less than a cell.
       const affine: Affine = [1, 0, (x + 0.1) / w, 0, 1, (y + 0.1) / h];
-      const got = await valuesOf(() => warpByCells(latents(), affine, canvas));
+      const got = await valuesOf(device, () => warpByCells(latents(), affine, canvas));
       const rows = mirroredIndexes(H, top + y, h), columns = mirroredIndexes(W, left + x, w);
       const want = Float32Array.from({ length: 4 * h * w }, (_, i) => {
         const [c, v, u] = [Math.floor(i / (h * w)), Math.floor(i / w) % h, i % w];
@@ -283,212 +259,5 @@ describe("the camera on a canvas", () => {
     const path = parseMotion("pan 31 0");
     assert.match(motionRemark(path, 20, 1, [2, 1]) ?? "", /beyond the canvas.*frame 11 on/);
     assert.equal(motionRemark(path, 11, 1, [2, 1]), undefined);
-  });
-});
-
-describe("videos over a canvas", () => {
-  const PROMPT = "a red heart in a green meadow";
-  const QUICK = { width: 64, height: 64, steps: 3, t0: 0, t1: 1, frames: 3, seed: 5 } as const;
-  const [h, w, W] = [8, 8, 16];
-  const wide = { ...QUICK, canvas: [2, 1] } as const;
-
-  /** The clip's latents and what the parts of the method produced. */
-  async function watched(options: TextToVideoOptions) {
-    const seen = new Map<string, { shape: readonly number[]; copy: Tensor }>();
-    const latents = await latentsOf(textToVideo(sd, PROMPT, {
-      ...options,
-      onIntermediate(name, value) {
-        if (!("shape" in value)) return;
-        seen.set(name, { shape: value.shape, copy: linearCombination([1], [value]).keep() });
-      },
-    }));
-    const read = async (name: string): Promise<Float32Array> => {
-      const { copy } = seen.get(name) ?? assert.fail(name);
-      const values = await copy.data();
-      copy.dispose();
-      return values;
-    };
-    return {
-      latents,
-      atT1: await read("x_1_t1"),
-      atT0: await read("x_1_t0"),
-      moved: await read("x_2k_t0_warped"),
-    };
-  }
-
-  /** Likeness, −1 … 1, of what columns of cells hold besides the mean of their rows. */
-  function correlation(a: readonly number[][], b: readonly number[][]): number {
-    const varying = (columns: readonly number[][]) =>
-      columns.flatMap((column) =>
-        column.map((value, i) => value - columns.reduce((sum, x) => sum + x[i], 0) / columns.length)
-      );
-    const [x, y] = [varying(a), varying(b)];
-    const product = (p: number[], q: number[]) => p.reduce((sum, v, i) => sum + v * q[i], 0);
-    return product(x, y) / Math.sqrt(product(x, x) * product(y, y));
-  }
-
-  it("show what is beyond the first frame instead of its mirror image", async () => {
-    // Two cells a frame; the second frame behind the first sees half a frame of what is new.
-    const motion = { motionFieldStrengthX: 130, motionFieldStrengthY: 0 };
-    const { atT0, moved } = await watched({ ...wide, ...motion });
-    assert.equal(atT0.length, 4 * h * W);
-    const column = (values: Float32Array, width: number, x: number, from = 0) =>
-      Array.from({ length: 4 * h }, (_, i) => values[from + i * width + x]);
-    const middle = 4, shift = 4, size = 4 * h * w;
-    const fresh: number[][] = [], mirrored: number[][] = [];
-    for (let x = 0; x < w; x++) {
-      const got = column(moved, w, x, size);
-      assert.deepEqual(got, column(atT0, W, middle + shift + x), `column ${x} of the last frame`);
-      if (x < w - shift) continue;
-      fresh.push(got);
-      mirrored.push(column(atT0, W, middle + 2 * w - 1 - shift - x));
-    }
-    const likeness = correlation(fresh, mirrored);
-    assert.ok(Math.abs(likeness) < 0.5, `${likeness}`);
-    const plain = await watched({ ...QUICK, ...motion });
-    const edge = (x: number) => column(plain.moved, w, x, size);
-    assert.deepEqual(edge(4), edge(3), "without a canvas it is a mirror");
-  });
-
-  it("begin with the middle of the canvas", async () => {
-    const atT1: Tensor[] = [];
-    const clip = textToVideo(sd, PROMPT, {
-      ...wide,
-      onIntermediate(name, value) {
-        if (name !== "x_1_t1" || !("shape" in value)) return;
-        atT1.push(linearCombination([1], [value]).keep());
-      },
-    });
-    const seen: string[] = [];
-    for await (const { phase, latents, noisePrediction, timestep } of clip.steps) {
-      seen.push(`${phase} ${latents.shape}`);
-      if (phase !== "frames" || seen.length > 3) continue;
-      const scheduler = createScheduler("ddim", sd.schedulerConfig);
-      scheduler.setTimesteps(QUICK.steps);
-      const want = await valuesOf(() => {
-        const x = middleOf(atT1[0], canvasOf([2, 1], [h, w]));
-        return scheduler.step(narrow(noisePrediction, 0, 0, 1), timestep, x).prevSample;
-      });
-      near((await latents.data()).subarray(0, want.length), want, 1e-5);
-    }
-    assert.deepEqual(seen, [
-      ...["anchor 1,4,8,16", "anchor 1,4,8,16"],
-      ...["frames 3,4,8,8", "frames 3,4,8,8"],
-    ]);
-    atT1[0].dispose();
-    clip.dispose();
-  });
-
-  it("are the same in windows of frames, whatever changes over the clip", async () => {
-    const options = {
-      ...QUICK,
-      canvas: [1, 2],
-      motion: "pan 0 60; rotate 2",
-      scheduler: "dpm++",
-      prompts: { 2: "a blue star" },
-      guidanceScales: { 2: 3 },
-      frames: 4,
-    } as const;
-    const whole = await latentsOf(textToVideo(sd, PROMPT, options));
-    const { frames, ...rest } = options;
-    const parts = inWindows(
-      frames,
-      2,
-      (frameIds) => textToVideo(sd, PROMPT, { ...rest, frameIds, clipFrames: frames }),
-    );
-    assert.deepEqual(await latentsOf(parts), whole);
-  });
-
-  it("go with samplers that remember or draw, and with frames between others", async () => {
-    const samplers: TextToVideoOptions[] = [
-      { scheduler: "heun" },
-      { scheduler: "euler-a", double: true },
-      { scheduler: "unipc", attention: "window", motion: "zoom 0.8" },
-    ];
-    for (const options of samplers) {
-      const latents = await latentsOf(textToVideo(sd, PROMPT, { ...wide, frames: 2, ...options }));
-      assert.equal(latents.length, (options.double ? 3 : 2) * 4 * h * w);
-      assert.ok(latents.every(Number.isFinite), `${options.scheduler}`);
-    }
-  });
-
-  it("take the first frame's noise from outside", async () => {
-    const given = device.tensor(new Generator(QUICK.seed).randn([1, 4, h, w]), [1, 4, h, w]);
-    const latents = await latentsOf(textToVideo(sd, PROMPT, { ...wide, latents: given }));
-    given.dispose();
-    assert.deepEqual(latents, await latentsOf(textToVideo(sd, PROMPT, wide)));
-  });
-
-  it("take the memory of a few frames, however large the canvas, and give it back", async () => {
-    const before = device.memory().live;
-    const peak = async (canvas?: CanvasExtent) => {
-      device.resetPeak();
-      await latentsOf(textToVideo(sd, PROMPT, { ...QUICK, canvas, steps: 2, rows: 2 }));
-      assert.equal(device.memory().live, before);
-      return device.memory().peak - before;
-    };
-    const [frames, small, large] = [await peak(), await peak([2, 1]), await peak([4, 2])];
-    assert.ok(small - frames < 2 ** 18, `${small - frames} bytes more than without`);
-    assert.ok(large - frames < 2 ** 20, `${large - frames} bytes more than without`);
-  });
-
-  it("say so in their settings, and contradict what needs the first frame alone", () => {
-    const clip = textToVideo(sd, PROMPT, wide);
-    clip.dispose();
-    assert.deepEqual(clip.settings.canvas, [2, 1]);
-    const plain = textToVideo(sd, PROMPT, QUICK);
-    plain.dispose();
-    assert.ok(!("canvas" in plain.settings));
-    const image = { width: 64, height: 64, data: new Uint8Array(3 * 64 * 64) };
-    const all = device.tensor(new Float32Array(3 * 4 * h * w), [3, 4, h, w]);
-    const cases: [TextToVideoOptions, RegExp][] = [
-      [{ canvas: [5, 1], motion: "pan 9 9" }, /canvas must be columns and rows/],
-      [{ canvas: [1, 1] }, /canvas must be columns and rows .* got \[1,1\]; leave it out/],
-      [{ frames: 1, t0: undefined, t1: undefined }, /one frame does not move; ask for more frames/],
-      [{ motion: false }, /motion: false lets nothing move; leave one of them out/],
-      [{ image }, /a start image has nothing around it/],
-      [{ latents: all }, /give latents of that one alone, or leave canvas out/],
-      [{ smoothing: { masks: { subject: "heart" } } }, /whose background smoothing takes/],
-      [{ compat: "diffusers" }, /the code that compat "diffusers" follows; leave one/],
-    ];
-    for (const [options, message] of cases) {
-      assert.throws(
-        () => textToVideo(sd, PROMPT, { ...wide, ...options }),
-        (error: unknown) => error instanceof InputError && message.test(error.message),
-        String(message),
-      );
-    }
-    all.dispose();
-    const controlled = { ...wide, motion: true, controls: [{} as ControlOptions] };
-    assert.throws(() => checkTogether(controlled, 3), /parts that controls have no maps for/);
-  });
-});
-
-describe("--canvas", () => {
-  it("is stored, and a clip is made again with it", async () => {
-    const [made, again] = [join(root, "made"), join(root, "again")];
-    const size = ["--width", "64", "--height", "64", "--frames", "2", "--guidance", "1"];
-    const motion = ["--steps", "2", "--t0", "0", "--t1", "1", "--motion", "pan 99 0"];
-    const first = await run([
-      "a red heart",
-      ...size,
-      ...motion,
-      "--canvas",
-      "3x1",
-      "-o",
-      `${made}/`,
-    ]);
-    assert.equal(first.code, 0, first.stderr);
-    const settings = await readSettings(made);
-    assert.deepEqual(settings?.canvas, [3, 1]);
-    const second = await run(["--from", made, "-o", `${again}/`]);
-    assert.equal(second.code, 0, second.stderr);
-    assert.deepEqual(await readSettings(again), settings);
-  });
-
-  it("is refused before anything is opened", async () => {
-    for (const extent of ["1x1", "5x1", "2", "2x", "two", "2x1x1"]) {
-      await refused(["a heart", "--canvas", extent], 2, /columns and rows of 1 to 4 frames/);
-    }
   });
 });

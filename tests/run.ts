@@ -22,7 +22,7 @@ interface Runner {
 /** Tests of whole clips, by the runtime that they are left to. */
 const ALONE: Readonly<Record<string, readonly string[]>> = {
   Deno: [
-    "canvas",
+    "canvas_video",
     "controls_cli",
     "frame_attention",
     "long_video",
