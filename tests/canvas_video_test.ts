@@ -35,7 +35,10 @@ after(async () => {
 
 describe("videos over a canvas", () => {
   const PROMPT = "a red heart in a green meadow";
-  const QUICK = { width: 64, height: 64, steps: 3, t0: 0, t1: 1, frames: 3, seed: 5 } as const;
+  const QUICK = {
+    ...{ width: 64, height: 64, frames: 3, seed: 5 },
+    ...{ steps: 3, t0: 0, t1: 1, guidanceScale: 1 },
+  } as const;
   const [h, w, W] = [8, 8, 16];
   const wide = { ...QUICK, canvas: [2, 1] } as const;
 
@@ -76,7 +79,7 @@ describe("videos over a canvas", () => {
 
   it("show what is beyond the first frame instead of its mirror image", async () => {
     // Two cells a frame; the second frame behind the first sees half a frame of what is new.
-    const motion = { motionFieldStrengthX: 130, motionFieldStrengthY: 0 };
+    const motion = { motionFieldStrengthX: 130, motionFieldStrengthY: 0, guidanceScale: 5 };
     const { atT0, moved } = await watched({ ...wide, ...motion });
     assert.equal(atT0.length, 4 * h * W);
     const column = (values: Float32Array, width: number, x: number, from = 0) =>
