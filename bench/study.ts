@@ -27,7 +27,7 @@ import { describeSetting, settingOf } from "./setting.ts";
 import { studyPlot } from "./study/plot.ts";
 import { COLUMNS, type Figure, type Result, summarize, tableOf } from "./study/report.ts";
 import { type Prompt, PROMPTS, STEPS, type Variant, VARIANTS } from "./study/variants.ts";
-import { markdownTable, textHead, textRow } from "./table.ts";
+import { markdownTable, textTable } from "./table.ts";
 
 const HELP = `usage: study [options]
   --prompts N      how many of the twenty (default 20)
@@ -75,8 +75,7 @@ export const main: Command = command({
   const cells = tableOf(rows);
   const heading = `${describeSetting(setting)}, ${frames} frames, ${steps} steps`;
   console.log(heading);
-  console.log(textHead(COLUMNS));
-  for (const row of cells) console.log(textRow(COLUMNS, row));
+  console.log(textTable(COLUMNS, cells));
   const table = `${markdownTable(COLUMNS, cells)}\n`;
   if (markdown !== undefined) await writeText(markdown, table, true);
   if (plot !== undefined) await writeText(plot, studyPlot(rows, heading), true);
