@@ -19,15 +19,12 @@ import { slug } from "../video/cli/output_name.ts";
 import { formatBytes, formatDuration, formatRate, startProgress } from "../video/progress.ts";
 import { readSettings } from "../video/writer.ts";
 import { refused, run } from "./cli_run.ts";
+import { setVariables } from "./environment.ts";
 
 const root = await mkdtemp(join(tmpdir(), "framezero-cli-"));
-const before = { ...process.env };
-Object.assign(process.env, { HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
+const restore = setVariables({ HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
 after(async () => {
-  for (const name of ["HF_HUB_CACHE", "HF_HUB_OFFLINE"]) {
-    if (before[name] === undefined) delete process.env[name];
-    else process.env[name] = before[name];
-  }
+  restore();
   await rm(root, { recursive: true, force: true });
 });
 
@@ -42,6 +39,7 @@ async function emptyFolder(): Promise<string> {
 }
 
 const PROMPT = "a red heart in a green meadow";
+const SMALL = ["--width", "64", "--height", "64"];
 
 test("bad usage is refused in one line with exit code 2, before anything is opened", async () => {
   const target = join(await emptyFolder(), "a.gif");
@@ -246,7 +244,18 @@ test("an image has the same bytes for the same seed; -1 picks a seed and tells i
   const folder = await emptyFolder();
   const picture = async (name: string, seed: string) => {
     const path = join(folder, name);
-    const made = await run(["image", PROMPT, "--steps", "2", "--seed", seed, "-o", path, "--json"]);
+    const made = await run([
+      "image",
+      PROMPT,
+      ...SMALL,
+      "--steps",
+      "2",
+      "--seed",
+      seed,
+      "-o",
+      path,
+      "--json",
+    ]);
     assert.equal(made.code, 0, made.stderr);
     return { bytes: await readFile(path), result: JSON.parse(made.stdout) };
   };
@@ -261,7 +270,7 @@ test("an image has the same bytes for the same seed; -1 picks a seed and tells i
 test("words that do not fit into the prompt are named in a warning", async () => {
   const target = join(await emptyFolder(), "a.png");
   const long = `${"red circle ".repeat(50)}and a green star`;
-  const { code, stderr } = await run(["image", long, "--steps", "1", "-o", target]);
+  const { code, stderr } = await run(["image", long, ...SMALL, "--steps", "1", "-o", target]);
   assert.equal(code, 0, stderr);
   assert.match(stderr, /warning: the prompt is longer than 75 tokens; left out: ".*green star"/);
 });

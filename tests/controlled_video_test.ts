@@ -5,21 +5,17 @@
 import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";
 import { openDevice } from "../core/device.ts";
-import { InputError, MemoryError, WeightError } from "../core/errors.ts";
-import { Generator } from "../core/random.ts";
-import type { Tensor } from "../core/tensor.ts";
-import { narrow } from "../kernels/mod.ts";
+import { InputError, WeightError } from "../core/errors.ts";
 import { ControlNetModel } from "../models/controlnet.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
-import { actsAt, type ControlSettings, type FrameControl } from "../video/control_branch.ts";
+import { actsAt } from "../video/control_branch.ts";
 import type { ControlOptions } from "../video/controlled_video.ts";
 import type { Frame } from "../video/frame.ts";
-import { GuidedUNet } from "../video/guided_unet.ts";
-import { memoryNeeded, outlineOf } from "../video/memory.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
-import { latentsOf } from "./clips.ts";
+import { distance, latentsOf } from "./clips.ts";
 import { CONTROLNET, stripes, WIDE_CONTROLNET } from "./control_files.ts";
+import { MAPS, PROMPT, QUICK, SIZE } from "./controlled_setup.ts";
 import { TINY } from "./tiny_single_file.ts";
 
 const device = await openDevice();
@@ -31,11 +27,7 @@ after(async () => {
   await device.close();
 });
 
-const PROMPT = "a horse on a street";
-const SIZE = { width: 96, height: 96 } as const;
-const QUICK = { steps: 1, timestepSpacing: "trailing", frames: 2, seed: 5, ...SIZE } as const;
-const maps = [0, 1].map((n) => stripes(n));
-const control: ControlOptions = { model, frames: maps };
+const control: ControlOptions = { model, frames: MAPS };
 
 function video(
   controls: readonly Partial<ControlOptions>[],
@@ -49,7 +41,7 @@ function picture(
   controls: readonly Partial<ControlOptions>[],
   options: TextToVideoOptions = {},
 ): Promise<Float32Array> {
-  const all = controls.map((one) => ({ ...control, frames: [maps[0]], ...one }));
+  const all = controls.map((one) => ({ ...control, frames: [MAPS[0]], ...one }));
   const { frames: _, ...quick } = QUICK;
   return latentsOf(textToImage(sd, PROMPT, { ...quick, ...options, controls: all }));
 }
@@ -59,28 +51,23 @@ function frame(latents: Float32Array, k: number): Float32Array {
   return latents.slice(k * size, (k + 1) * size);
 }
 
-function distance(a: Float32Array, b: Float32Array): number {
-  assert.equal(a.length, b.length);
-  return Math.hypot(...a.map((value, i) => value - b[i])) / Math.hypot(...b);
-}
-
 const plain = await video([{}]);
 
 describe("the conditional mode", () => {
   it("begins all frames alike and leaves the difference to the maps", async () => {
-    const same = await video([{ frames: [maps[1], maps[1]] }]);
+    const same = await video([{ frames: [MAPS[1], MAPS[1]] }]);
     assert.ok(distance(frame(same, 1), frame(same, 0)) < 1e-4);
     assert.ok(distance(frame(plain, 1), frame(plain, 0)) > 1e-4);
     assert.ok(distance(same, plain) > 1e-4);
   });
 
   it("with one frame is a picture under control", async () => {
-    const one = await video([{ frames: [maps[0]] }], { frames: 1 });
+    const one = await video([{ frames: [MAPS[0]] }], { frames: 1 });
     assert.ok(distance(one, await picture([{}])) < 1e-5);
   });
 
   it("makes frames that depend neither on their number nor on their grouping", async () => {
-    const frames = [...maps, stripes(2), stripes(3)];
+    const frames = [...MAPS, stripes(2), stripes(3)];
     const four = await video([{ frames }], { frames: 4 });
     const grouped = await video([{ frames }], { frames: 4, rows: 1 });
     assert.ok(distance(grouped, four) < 1e-4);
@@ -93,9 +80,9 @@ describe("the conditional mode", () => {
   });
 
   it("reads maps that come one by one, in one and the same buffer", async () => {
-    const buffer: Frame = { ...SIZE, data: new Uint8Array(maps[0].data.length) };
+    const buffer: Frame = { ...SIZE, data: new Uint8Array(MAPS[0].data.length) };
     async function* drawn() {
-      for (const { data } of maps) {
+      for (const { data } of MAPS) {
         await Promise.resolve();
         buffer.data.set(data);
         yield buffer;
@@ -105,7 +92,7 @@ describe("the conditional mode", () => {
   });
 
   it("scales maps of the same aspect", async () => {
-    const big = maps.map(({ data }): Frame => {
+    const big = MAPS.map(({ data }): Frame => {
       const twice = new Uint8Array(4 * data.length);
       for (let i = 0; i < twice.length; i++) {
         const [x, y] = [Math.floor(i / 3) % 192 >> 1, Math.floor(i / 3 / 192) >> 1];
@@ -159,7 +146,7 @@ describe("controls", () => {
 
   it("are added: two halves are one", async () => {
     assert.ok(distance(await video([{ scale: 0.5 }, { scale: 0.5 }]), plain) < 1e-4);
-    const two = await video([{}, { frames: [...maps].reverse(), guessMode: true }]);
+    const two = await video([{}, { frames: [...MAPS].reverse(), guessMode: true }]);
     assert.ok(distance(two, plain) > 1e-3);
   });
 
@@ -173,7 +160,7 @@ describe("controls", () => {
       assert.equal(acting(0.4, 0.45), "0".repeat(steps));
     }
     const seen = async (part: Partial<ControlOptions>, options: TextToVideoOptions = {}) => {
-      const controls = [{ ...control, frames: maps.slice(0, options.frames ?? 1), ...part }];
+      const controls = [{ ...control, frames: MAPS.slice(0, options.frames ?? 1), ...part }];
       const one = { ...QUICK, steps: 2, frames: 1 };
       const clip = textToVideo(sd, PROMPT, { ...one, ...options, controls });
       const latents: Float32Array[] = [];
@@ -211,171 +198,6 @@ describe("controls", () => {
   });
 });
 
-const CELLS = [12, 12] as const;
-const rest = () => Promise.resolve();
-
-/** Runs `body` with a guided UNet of two guidance rows, its ControlNets and random latents. */
-async function guided<T>(
-  nets: readonly Partial<FrameControl>[],
-  options: { rows?: number; reuse?: number },
-  body: (unet: GuidedUNet, x: Tensor, y: Tensor) => Promise<T>,
-): Promise<T> {
-  const before = device.memory().live;
-  const { hiddenStates } = sd.encodePrompt(["low quality", PROMPT]);
-  const full = { model, maps, scale: 1, start: 0, end: 1, guessMode: false };
-  const control: ControlSettings = {
-    nets: nets.map((net) => ({ ...full, ...net })),
-    steps: 4,
-    crossFrame: true,
-    intoMiddle: false,
-  };
-  const unet = new GuidedUNet(sd.unet, hiddenStates, CELLS, {
-    guidanceScale: 5,
-    crossFrame: true,
-    control,
-    ...options,
-  });
-  hiddenStates.dispose();
-  const shape = [2, 4, ...CELLS];
-  const [x, y] = [1, 2].map((seed) => device.tensor(new Generator(seed).randn(shape), shape));
-  try {
-    return await body(unet, x, y);
-  } finally {
-    unet.dispose();
-    [x, y].forEach((tensor) => tensor.dispose());
-    assert.equal(device.memory().live, before);
-  }
-}
-
-async function taken(tensor: Tensor): Promise<Float32Array> {
-  try {
-    return await tensor.data();
-  } finally {
-    tensor.dispose();
-  }
-}
-
-/** The guided noise of a frame by itself, put together here. */
-function byHand(x: Tensor, map: Frame, guessMode: boolean): Promise<Float32Array> {
-  const [low, high] = device.scope(() => {
-    const { hiddenStates } = sd.encodePrompt(["low quality", PROMPT]);
-    const { width, height, data } = map;
-    const planes = Float32Array.from(
-      { length: data.length },
-      (_, i) => data[3 * (i % (width * height)) + Math.floor(i / width / height)] / 255,
-    );
-    const embedded = model.embed(device.tensor(planes, [1, 3, height, width]));
-    return [0, 1].map((row) => {
-      const text = narrow(hiddenStates, 0, row, 1);
-      const control = guessMode && row === 0
-        ? null
-        : model.forward(x, 501, text, embedded, { guessMode });
-      return sd.unet.forward(x, 501, text, { control });
-    });
-  });
-  return Promise.all([taken(low), taken(high)])
-    .then(([low, high]) => low.map((value, i) => value + 5 * (high[i] - value)));
-}
-
-describe("the guided UNet", () => {
-  for (const guessMode of [false, true]) {
-    it(`adds the residuals to ${guessMode ? "the prompt's rows" : "all rows"}`, async () => {
-      for (const rows of [undefined, 1]) {
-        await guided([{ guessMode }], { rows }, async (unet, x) => {
-          const one = device.scope(() => narrow(x, 0, 0, 1)).keep();
-          const want = await byHand(one, maps[0], guessMode);
-          one.dispose();
-          const got = await taken(await unet.predict(x, 501, 0, rest));
-          assert.ok(distance(frame(got, 0), want) < 1e-4, `rows ${rows}`);
-        });
-      }
-    });
-  }
-
-  for (const rows of [undefined, 1]) {
-    it(`uses deep features again, with the outermost residual (rows: ${rows})`, async () => {
-      await guided([{}, { guessMode: true }], { rows, reuse: 3 }, async (unet, x, y) => {
-        const predict = async (latents: Tensor, step: number) =>
-          await taken(await unet.predict(latents, 501, step, rest));
-        const whole = await predict(x, 0);
-        assert.deepEqual(await predict(x, 1), whole, "with the features of the same latents");
-        const mixed = await predict(y, 2);
-        assert.ok(distance(mixed, whole) > 0.1);
-        assert.ok(distance(await predict(y, 3), mixed) > 1e-3);
-      });
-    });
-  }
-
-  it("makes a whole step when a net begins or ends", async () => {
-    await guided([{ end: 0.5 }], { reuse: 4 }, async (unet, x) => {
-      const predict = async (step: number) => await taken(await unet.predict(x, 501, step, rest));
-      const acting = await predict(0);
-      assert.deepEqual(await predict(1), acting);
-      const free = await predict(2);
-      assert.ok(distance(free, acting) > 1e-3);
-      assert.deepEqual(await predict(3), free, "with features of the step without control");
-      assert.deepEqual(await predict(0), acting, "and again from the beginning");
-    });
-  });
-});
-
-describe("memory", () => {
-  const options = { ...QUICK, frames: 5 };
-  const five = [0, 1, 2, 3, 4].map((n) => stripes(n));
-
-  async function on(memoryBudget?: number) {
-    const other = await openDevice({ memoryBudget, poolBytes: 0 });
-    const parts = await StableDiffusion.load(TINY, { device: other });
-    const net = await ControlNetModel.load(CONTROLNET, { device: other });
-    const { live: loaded } = other.memory();
-    other.resetPeak();
-    try {
-      const controls = [{ model: net, frames: five }];
-      const latents = await latentsOf(textToVideo(parts, PROMPT, { ...options, controls }));
-      return { latents, peak: other.memory().peak, loaded };
-    } finally {
-      await parts.restoreTextEncoder();
-      assert.equal(other.memory().live, loaded);
-      net.dispose();
-      parts.dispose();
-      await other.close();
-    }
-  }
-
-  it("that is short gives up kept maps, then makes groups smaller: not other frames", async () => {
-    const { latents, peak, loaded } = await on();
-    const tight = await on(Math.floor(0.86 * peak));
-    assert.ok(tight.peak <= 0.86 * peak);
-    assert.ok(distance(tight.latents, latents) < 1e-4);
-    await assert.rejects(on(loaded + 2 ** 20), MemoryError);
-  });
-
-  it("is found in advance, with the nets", async () => {
-    const outline = outlineOf(sd, [model]);
-    const make = (parts: StableDiffusion, nets: readonly ControlNetModel[]) =>
-      textToVideo(parts, PROMPT, {
-        ...options,
-        rows: 2,
-        controls: nets.map((net) => ({ model: net, frames: five })),
-      });
-    const needed = await memoryNeeded(outline, device, make);
-    const without = await memoryNeeded(
-      outlineOf(sd),
-      device,
-      (parts) => textToVideo(parts, PROMPT, { ...options, rows: 2, motion: false }),
-    );
-    assert.ok(needed > without + 1e6, `${needed} and ${without}`);
-    const exact = await openDevice({ memoryBudget: needed, poolBytes: 0 });
-    const parts = await StableDiffusion.load(TINY, { device: exact });
-    const net = await ControlNetModel.load(CONTROLNET, { device: exact });
-    const clip = make(parts, [net]);
-    for await (const _ of clip) break;
-    clip.dispose();
-    assert.ok(exact.memory().peak <= needed);
-    await exact.close();
-  });
-});
-
 describe("what cannot be is refused", () => {
   const when = (
     part: Partial<ControlOptions>,
@@ -393,8 +215,8 @@ describe("what cannot be is refused", () => {
       [{}, { frames: undefined, frameIds: [0, 5] }, /up to number 5, it has 2/],
       [{ frames: [] }, {}, /it has 0/],
       [{}, { width: 104 }, /aspect of the clip, 104x96: map 0 is 96x96; give width and height/],
-      [{ frames: [maps[0], stripes(2, 96, 88)] }, {}, /map 1 is 96x88/],
-      [{ frames: [{ ...maps[0], data: new Uint8Array(5) }] }, {}, /must hold 27648 bytes of RGB/],
+      [{ frames: [MAPS[0], stripes(2, 96, 88)] }, {}, /map 1 is 96x88/],
+      [{ frames: [{ ...MAPS[0], data: new Uint8Array(5) }] }, {}, /must hold 27648 bytes of RGB/],
     ];
     for (const [part, options, message] of cases) {
       await assert.rejects(
@@ -412,7 +234,7 @@ describe("what cannot be is refused", () => {
       [{ start: -0.1 }, {}, /start of control 1 must be a number of at least 0/],
       [{ end: 1.5 }, {}, /end of control 1 must be .* at most 1/],
       [{ start: 0.5, end: 0.5 }, {}, /control 1 must start before it ends, got start 0\.5/],
-      [{}, { image: maps[0] }, /a start image is for clips with motion; .*\(motion: true\)/],
+      [{}, { image: MAPS[0] }, /a start image is for clips with motion; .*\(motion: true\)/],
       [{}, { noise }, /noise is for clips with motion/],
     ];
     for (const [part, options, message] of cases) {
@@ -430,7 +252,7 @@ describe("what cannot be is refused", () => {
     const far = await ControlNetModel.load(CONTROLNET, { device: other });
     const wide = await ControlNetModel.load(WIDE_CONTROLNET, { device });
     const given = (net: ControlNetModel) => () =>
-      textToImage(sd, PROMPT, { ...SIZE, controls: [{ model: net, frames: [maps[0]] }] });
+      textToImage(sd, PROMPT, { ...SIZE, controls: [{ model: net, frames: [MAPS[0]] }] });
     assert.throws(given(far), /loaded to the device of the model/);
     assert.throws(
       given(wide),
@@ -443,13 +265,13 @@ describe("what cannot be is refused", () => {
     await other.close();
   });
 
-  it("an abort stops the reading of maps", async () => {
+  it("an abort stops the reading of MAPS", async () => {
     const controller = new AbortController();
     const before = device.memory().live;
     function* endless() {
       for (;;) {
         controller.abort();
-        yield maps[0];
+        yield MAPS[0];
       }
     }
     await assert.rejects(

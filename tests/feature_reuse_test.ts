@@ -10,7 +10,7 @@ import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { GuidedUNet } from "../video/guided_unet.ts";
 import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
-import { latentsOf } from "./clips.ts";
+import { distance, latentsOf, taken } from "./clips.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });
@@ -20,24 +20,12 @@ after(async () => {
 });
 
 const PROMPT = "a red heart in a green meadow";
-const QUICK = { steps: 4, t0: 1, t1: 2, frames: 3, seed: 5 } as const;
-const CELLS = [16, 16] as const;
+const QUICK = { steps: 4, t0: 1, t1: 2, frames: 3, seed: 5, width: 64, height: 64 } as const;
+const CELLS = [8, 8] as const;
 const rest = () => Promise.resolve();
 
 function video(options: TextToVideoOptions): Promise<Float32Array> {
   return latentsOf(textToVideo(sd, PROMPT, { ...QUICK, ...options }));
-}
-
-function distance(a: Float32Array, b: Float32Array): number {
-  return Math.hypot(...a.map((value, i) => value - b[i])) / Math.hypot(...b);
-}
-
-async function taken(tensor: Tensor): Promise<Float32Array> {
-  try {
-    return await tensor.data();
-  } finally {
-    tensor.dispose();
-  }
 }
 
 test("the UNet: outer layers and the deep feature of the same input give the whole", async () => {

@@ -11,9 +11,9 @@ import { mkdtemp, readdir, readFile, rm } from "node:fs/promises";
 import { createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { InputError, type WeightError } from "../core/errors.ts";
 import type { HubOptions } from "../models/hub.ts";
+import { setVariables } from "./environment.ts";
 
 /** A request as it came. */
 export interface Asked {
@@ -261,21 +261,16 @@ export async function withHub(
   use: (bench: Bench) => Promise<void>,
 ): Promise<void> {
   await withServer(answer, async (bench) => {
-    const env = {
+    const restore = setVariables({
       HF_ENDPOINT: bench.server.url,
       HF_HUB_CACHE: bench.cache,
       HF_HUB_OFFLINE: "",
       HF_TOKEN: "hf_TopSecret",
-    };
-    const before = Object.keys(env).map((name) => [name, process.env[name]] as const);
-    Object.assign(process.env, env);
+    });
     try {
       await use(bench);
     } finally {
-      for (const [name, value] of before) {
-        if (value === undefined) delete process.env[name];
-        else process.env[name] = value;
-      }
+      restore();
     }
   });
 }

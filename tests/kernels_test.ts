@@ -64,11 +64,10 @@ async function check(
   );
   assert.equal(got.length, want.length, "number of elements");
   const { atol, rtol } = floating === "f16" ? F16 : kernel.tolerance ?? { atol: 2e-5, rtol: 2e-4 };
-  for (let i = 0; i < want.length; i++) {
-    const close = Object.is(got[i], want[i]) ||
-      Math.abs(got[i] - want[i]) <= atol + rtol * Math.abs(want[i]);
-    assert.ok(close, `element ${i} of [${output.shape}]: got ${got[i]}, want ${want[i]}`);
-  }
+  const far = want.findIndex((value, i) =>
+    !Object.is(got[i], value) && !(Math.abs(got[i] - value) <= atol + rtol * Math.abs(value))
+  );
+  assert.ok(far < 0, `element ${far} of [${output.shape}]: got ${got[far]}, want ${want[far]}`);
   output.dispose();
   assert.equal(device.memory().live, before, "temporaries are freed");
   for (const tensor of tensors) tensor?.dispose();

@@ -16,9 +16,9 @@ import { ModelCache } from "../bench/parity/model_cache.ts";
 import { openCases } from "../bench/parity/registry.ts";
 import { type CaseResult, formatResult, runCase, runPaths } from "../bench/parity/runner.ts";
 import { openDevice } from "../core/device.ts";
-import { runtime } from "../core/runtime.ts";
 import { type TensorData, writeSafetensors } from "../core/safetensors.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { sharedOut } from "./shared_out.ts";
 
 const GOLDEN = fileURLToPath(new URL("./golden", import.meta.url));
 const device = await openDevice();
@@ -31,10 +31,14 @@ after(async () => {
 /** What later versions have to bring. */
 const FUTURE = /grad/;
 
-/** Runs the cases that a pattern names; fails if there are none, or if one is not ok. */
-async function expectOk(pattern: RegExp, dtype: FloatType = "f32"): Promise<void> {
+/** Runs the cases below `path` that a pattern names; fails if there are none, or if one is not ok. */
+async function expectOk(
+  pattern: RegExp,
+  dtype: FloatType = "f32",
+  path: string = GOLDEN,
+): Promise<void> {
   const results: CaseResult[] = [];
-  for await (const result of runPaths([GOLDEN], { device, dtype, filter: pattern })) {
+  for await (const result of runPaths([path], { device, dtype, filter: pattern })) {
     if (!FUTURE.test(result.name)) results.push(result);
   }
   assert.notEqual(results.length, 0, `no case matches ${pattern}`);
@@ -42,7 +46,8 @@ async function expectOk(pattern: RegExp, dtype: FloatType = "f32"): Promise<void
   assert.deepEqual(bad.map(formatResult), []);
 }
 
-const ops = await openCases(join(GOLDEN, "ops.safetensors"));
+const OPS = join(GOLDEN, "ops.safetensors");
+const ops = await openCases(OPS);
 assert.ok(ops);
 const names = Map.groupBy(ops.cases, ({ op }) => op);
 await ops.close();
@@ -52,14 +57,17 @@ for (const dtype of ["f32", "f16"] as const) {
   describe(`operations against PyTorch in ${dtype}`, () => {
     for (const [op, cases] of names) {
       const list = cases.map(({ name }) => name).join("|");
-      it(op, () => expectOk(new RegExp(`^ops\\.safetensors:(${list})$`), dtype));
+      it(op, () => expectOk(new RegExp(`^ops\\.safetensors:(${list})$`), dtype, OPS));
     }
   });
 }
 
 describe("files of references", () => {
-  const files = ["rng", "schedulers", "published", "clip_tiny/", "unet_tiny/", "vae_tiny/"];
-  for (const file of files) it(file, () => expectOk(new RegExp(`^${file}`)));
+  const files = ["rng", "clip_tiny/", "unet_tiny/", "vae_tiny/"];
+  // The schedulers' are those of schedulers_test.ts, here through the runner.
+  for (const file of [...files, ...sharedOut(["published", "schedulers"])]) {
+    it(file, () => expectOk(new RegExp(`^${file}`)));
+  }
 
   if (device.info.f16) {
     const models =
@@ -70,18 +78,14 @@ describe("files of references", () => {
 });
 
 describe("sampling loops against diffusers", () => {
-  // The long runs are left to one runtime: the arithmetic is the adapter's in both.
-  const runs = runtime === "deno"
-    ? ["steps10_t7_t8", "steps10_t5_t8", "motion_60_m40_neg", "nonsquare_192x96"]
-      .concat("paper_defaults_50", "chunk_frames_0_4_5_6", "pndm_default_scheduler", "eta_half")
-    : ["chunk_frames_0_4_5_6", "pndm_default_scheduler", "eta_half"];
-  for (const run of runs) it(run, () => expectOk(new RegExp(`^t2v_zero_tiny.*:${run}$`)));
-
-  it("original controlnet", () => expectOk(/^t2v_zero_tiny.*:orig_controlnet$/));
-
-  const shapes = ["image_0", "image_1", "image_2", "image_3", "video"];
-  const shown = runtime === "deno" ? shapes : shapes.slice(0, 1);
-  for (const name of shown) {
+  // Each in one runtime: the arithmetic is the adapter's in both.
+  const runs = ["paper_defaults_50", "steps10_t7_t8", "motion_60_m40_neg", "steps10_t5_t8"]
+    .concat("eta_half", "nonsquare_192x96", "orig_controlnet", "chunk_frames_0_4_5_6")
+    .concat("pndm_default_scheduler");
+  for (const run of sharedOut(runs)) {
+    it(run, () => expectOk(new RegExp(`^t2v_zero_tiny.*:${run}$`)));
+  }
+  for (const name of sharedOut(["image_0", "image_1", "image_2", "image_3", "video"])) {
     it(`tiny-shapes ${name}`, () => expectOk(new RegExp(`^tiny_shapes.*:${name}$`)));
   }
 });

@@ -4,7 +4,8 @@
  * The last line is `N passed, N failed`; the exit status is 1 if anything failed.
  *
  * Files that make whole clips run under one of the two: what they test is the arithmetic, which is
- * the adapter's in both. Everything runs under either with `deno test -A tests`, `bun test ./tests`.
+ * the adapter's in both. `shared_out.ts` does so with the cases of a file, whoever runs it. All files
+ * run under either with `deno test -A tests`, `bun test ./tests`.
  */
 
 import { readdir } from "node:fs/promises";
@@ -19,21 +20,14 @@ interface Runner {
   readonly failed: RegExp;
 }
 
-/** Tests of whole clips, by the runtime that they are left to. */
+/** Tests of arithmetic and of whole clips, by the runtime that they are left to. */
 const ALONE: Readonly<Record<string, readonly string[]>> = {
-  Deno: [
-    "canvas_video",
-    "controls_cli",
-    "frame_attention",
-    "long_video",
-    "lora_use",
-    "preview",
-    "smoothing",
-  ],
+  Deno: ["canvas_video", "controls_cli", "frame_attention", "lora_use", "preview", "schedulers"],
   Bun: [
-    ...["controlled_video", "feature_reuse", "frame_rate", "inpainting", "instruct_pix2pix"],
-    ...["memory", "merging", "motion_field", "prompt_travel", "samplers_video", "smoothing_cli"],
-    ...["start_image", "text_to_video"],
+    ...["control_branch", "controlled_memory", "controlled_video", "edit_cli", "edit_guidance"],
+    ...["feature_reuse", "frame_rate", "inpainting", "instruct_pix2pix", "long_video", "memory"],
+    ...["merging", "motion_field", "prompt_travel", "samplers_video", "smoothing"],
+    ...["smoothing_cli", "start_image", "text_to_video"],
   ],
 };
 

@@ -9,11 +9,11 @@ import assert from "node:assert/strict";
 import process from "node:process";
 import { after, test } from "node:test";
 import { openDevice } from "../core/device.ts";
-import { runtime } from "../core/runtime.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { samplers } from "../schedulers/mod.ts";
 import { decodeFrame } from "../video/clip.ts";
 import { textToImage } from "../video/text_to_image.ts";
+import { sharedOut } from "./shared_out.ts";
 
 const device = await openDevice();
 const sd = await StableDiffusion.load(undefined, { device });
@@ -97,11 +97,10 @@ async function draw(
   }
 }
 
-// Each sampler draws one of the prompts, or all of them if SAMPLER_PROMPTS=all. Most samplers are left
-// to one runtime: the arithmetic is the adapter's in both.
+// Each sampler draws one of the prompts, or all of them if SAMPLER_PROMPTS=all. It does so in one
+// runtime: the arithmetic is the adapter's in both.
 const all = process.env.SAMPLER_PROMPTS === "all";
-const drawn = runtime === "deno" ? samplers : samplers.filter(({ usualSteps }) => usualSteps <= 12);
-for (const { name, usualSteps } of drawn) {
+for (const { name, usualSteps } of sharedOut(samplers)) {
   const own = samplers.findIndex((sampler) => sampler.name === name) % PROMPTS.length;
   for (const prompt of all ? PROMPTS : [PROMPTS[own]]) {
     test(`${name} draws ${prompt} in ${usualSteps} steps`, async () => {

@@ -57,13 +57,10 @@ export function assertClose(
   what: string,
 ) {
   assert.equal(got.length, want.length, what);
-  for (let i = 0; i < want.length; i++) {
-    const error = Math.abs(got[i] - want[i]);
-    assert.ok(
-      error <= tol.atol + tol.rtol * Math.abs(want[i]),
-      `${what}[${i}]: got ${got[i]}, want ${want[i]}`,
-    );
-  }
+  const far = Array.from(want).findIndex((value, i) =>
+    !(Math.abs(got[i] - value) <= tol.atol + tol.rtol * Math.abs(value))
+  );
+  assert.ok(far < 0, `${what}[${far}]: got ${got[far]}, want ${want[far]}`);
 }
 
 /** Runs `body` and checks that it left nothing on the device. */

@@ -7,7 +7,6 @@ import assert from "node:assert/strict";
 import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { after, describe, it } from "node:test";
 import { openDevice } from "../core/device.ts";
@@ -29,18 +28,15 @@ import { panelShape } from "../kernels/panels.ts";
 import { PARTS } from "../models/sd15.ts";
 import { type LoadOptions, StableDiffusion } from "../models/stable_diffusion.ts";
 import { fill } from "../models/weight_stream.ts";
+import { setVariables } from "./environment.ts";
 import { TINY, tinySingleFile } from "./tiny_single_file.ts";
 
 const device = await openDevice();
 const root = await mkdtemp(join(tmpdir(), "framezero-single-"));
 // No vocabulary may come from the network or the cache of whoever runs the tests.
-const before = { ...process.env };
-Object.assign(process.env, { HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
+const restore = setVariables({ HF_HUB_CACHE: join(root, "hub"), HF_HUB_OFFLINE: "1" });
 after(async () => {
-  for (const name of ["HF_HUB_CACHE", "HF_HUB_OFFLINE"]) {
-    if (before[name] === undefined) delete process.env[name];
-    else process.env[name] = before[name];
-  }
+  restore();
   await rm(root, { recursive: true, force: true });
   await device.close();
 });
@@ -112,9 +108,12 @@ function toE4m3(values: Float32Array): Rounded {
 const config = TINY;
 
 describe("a single file", () => {
+  let ofFolder: Promise<Float32Array[]> | undefined;
+  const expected = () => ofFolder ??= numbersOf(TINY);
+
   it("gives the same numbers as the folder, bit for bit", async () => {
-    const expected = await numbersOf(TINY);
-    assert.deepEqual(await numbersOf(await write(ldm), { config }), expected);
+    const want = await expected();
+    assert.deepEqual(await numbersOf(await write(ldm), { config }), want);
   });
 
   it("may hold EMA copies, schedules and position ids", async () => {
@@ -131,7 +130,7 @@ describe("a single file", () => {
       },
     ];
     const file = await write([...extra, ...ldm]);
-    assert.deepEqual(await numbersOf(file, { config }), await numbersOf(TINY));
+    assert.deepEqual(await numbersOf(file, { config }), await expected());
   });
 
   it("may have the text encoder's names of old", async () => {
@@ -139,7 +138,7 @@ describe("a single file", () => {
       return { ...tensor, name: tensor.name.replace("transformer.text_model.", "transformer.") };
     });
     const file = await write(old);
-    assert.deepEqual(await numbersOf(file, { config }), await numbersOf(TINY));
+    assert.deepEqual(await numbersOf(file, { config }), await expected());
   });
 
   const types = [["BF16", toBf16], ["F8_E4M3", toE4m3]] as const;
@@ -172,9 +171,9 @@ describe("a single file", () => {
     const whole = halves.map((tensor): TensorData => {
       return { ...tensor, dtype: "F32", data: asF32(tensor) };
     });
-    const expected = await numbersOf(await write(whole), { config });
-    assert.deepEqual(await numbersOf(await write(halves), { config }), expected);
-    assert.equal((await numbersOf(await write(mixed), { config })).length, expected.length);
+    const want = await numbersOf(await write(whole), { config });
+    assert.deepEqual(await numbersOf(await write(halves), { config }), want);
+    assert.equal((await numbersOf(await write(mixed), { config })).length, want.length);
   });
 
   it("tells how far it is", async () => {

@@ -10,6 +10,9 @@ import { fileURLToPath } from "node:url";
 import type { Frame } from "../video/frame.ts";
 import { TINY } from "./tiny_single_file.ts";
 
+/** What it is told to change. */
+export const INSTRUCTION = "a horse on a street";
+
 const UNET = fileURLToPath(new URL("golden/t2v_zero_tiny/unet_ip2p", import.meta.url));
 
 /** Writes the model into a folder that does not exist yet. */
