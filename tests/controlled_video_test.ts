@@ -265,7 +265,7 @@ describe("what cannot be is refused", () => {
     await other.close();
   });
 
-  it("an abort stops the reading of MAPS", async () => {
+  it("an abort stops the reading of maps", async () => {
     const controller = new AbortController();
     const before = device.memory().live;
     function* endless() {

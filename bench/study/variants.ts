@@ -56,6 +56,12 @@ export const VARIANTS: readonly Variant[] = [
   { name: "wider jump (t0 4, t1 7)", options: { ...REFERENCE, t0: 4 } },
   { name: "smoothing", options: REFERENCE, smooths: true },
   {
+    name: "later jump, smoothing",
+    options: { ...REFERENCE, ...LATER },
+    against: "later jump (t0 4, t1 5)",
+    smooths: true,
+  },
+  {
     name: "later jump, sub-cell motion",
     options: { ...REFERENCE, ...LATER, subCell: true },
     steadied: "later jump, sub-cell, deflicker",
