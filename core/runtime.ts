@@ -81,6 +81,7 @@ interface Globals {
   };
   readonly navigator?: { readonly gpu?: GPU; readonly userAgent?: string };
   readonly Bun?: { gc(force: boolean): void };
+  readonly gc?: () => void;
 }
 
 /** The part of `bun:ffi` that is used here. */
@@ -122,11 +123,12 @@ export function describeRuntime(): string {
 }
 
 /**
- * Collects garbage where that can be asked for: Bun does not know of the memory behind the objects
- * of its GPU package, and may let tens of thousands of them wait.
+ * Collects garbage where that can be asked for: in Bun, which does not know of the memory behind the
+ * objects of its GPU package and may let tens of thousands of them wait, and in V8 with `--expose-gc`.
  */
 export function collectGarbage(): void {
-  globals.Bun?.gc(true);
+  if (globals.Bun) globals.Bun.gc(true);
+  else globals.gc?.();
 }
 
 /**
