@@ -23,7 +23,7 @@ import { writeText } from "../video/output_file.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import type { Frames } from "../video/writer.ts";
 import { type Command, command, count, gpuChoice, path, pattern } from "./command.ts";
-import { describeSetting, settingOf } from "./setting.ts";
+import { describeSetting, type Setting, settingOf } from "./setting.ts";
 import { studyPlot } from "./study/plot.ts";
 import { COLUMNS, type Figure, type Result, summarize, tableOf } from "./study/report.ts";
 import { type Prompt, PROMPTS, STEPS, type Variant, VARIANTS } from "./study/variants.ts";
@@ -61,8 +61,7 @@ export const main: Command = command({
       const what = { variant: variant.name, prompt: prompt.text, seed, frames, steps };
       if (results.some((result) => isOf(result, what))) continue;
       results.push(...await measured(sd, variant, prompt, what));
-      const text = `${JSON.stringify({ ...setting, results }, null, 1)}\n`;
-      if (json !== undefined) await writeText(json, text, true);
+      if (json !== undefined) await writeText(json, written(setting, results), true);
       console.error(`${variant.name}, ${prompt.text}, seed ${seed}`);
     }
     sd.dispose();
@@ -86,6 +85,13 @@ export const main: Command = command({
 async function stored(file: string): Promise<Result[]> {
   if (!existsSync(file)) return [];
   return (JSON.parse(await readFile(file, "utf8")) as { results: Result[] }).results;
+}
+
+/** JSON with a line a clip. */
+function written(setting: Setting, results: readonly Result[]): string {
+  const head = JSON.stringify({ ...setting, results: [] }, null, 1);
+  const lines = results.map((result) => `\n  ${JSON.stringify(result)}`);
+  return `${head.replace("[]", () => `[${lines.join(",")}\n ]`)}\n`;
 }
 
 /** The clips of the study. */
