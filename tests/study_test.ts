@@ -46,17 +46,6 @@ test("what has no figure is left out of the median", () => {
   assert.equal(row.clips, 3);
 });
 
-test("some settings are compared with others than the reference", () => {
-  const apart = VARIANTS.find(({ against }) => against !== undefined);
-  assert.ok(apart?.against);
-  const rows = summarize([
-    clip("reference", "p", 0, 1),
-    clip(apart.against, "p", 0, 10),
-    clip(apart.name, "p", 0, 5),
-  ]);
-  assert.deepEqual(rows.find(({ name }) => name === apart.name)?.figures.ofs.ratios, [0.5]);
-});
-
 test("a spread needs two seeds", () => {
   assert.deepEqual(spreadOf([2]), { mean: 2, deviation: null });
   assert.deepEqual(spreadOf([1, 3]), { mean: 2, deviation: Math.SQRT2 });

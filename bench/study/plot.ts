@@ -21,7 +21,7 @@ const PANELS: readonly (readonly [Figure, string])[] = [
 /** Ratios that a line may stand for. */
 const TICKS = [1 / 8, 1 / 4, 1 / 2, 1 / 1.4, 1, 1.4, 2, 4, 8];
 
-/** The plot; rows that are compared with nothing are left out. */
+/** The plot, without the reference, which is its middle. */
 export function studyPlot(rows: readonly Row[], heading: string): string {
   const compared = rows.filter(({ figures }) => figures.mawe.ratios.length > 0);
   const left = MARGIN + 8 + Math.max(0, ...compared.map(({ name }) => textWidth(name)));

@@ -1,6 +1,6 @@
 /**
- * What the study found: figures of each variant, how they differ from those of the settings that it
- * is compared with, and how much that depends on the seed.
+ * What the study found: figures of each variant, how they differ from the reference's, and how much
+ * that depends on the seed.
  *
  * @module
  */
@@ -49,10 +49,7 @@ export const FIGURES: readonly (readonly [Figure, string])[] = [
 export interface Summary {
   /** Median over its clips. */
   readonly middle: number;
-  /**
-   * The ratio to the median of the settings that it is compared with, a number for each seed; none
-   * for these settings themselves.
-   */
+  /** The ratio to the reference's median, a number for each seed; none for the reference. */
   readonly ratios: readonly number[];
 }
 
@@ -73,12 +70,9 @@ export interface Row {
 export function summarize(results: readonly Result[]): Row[] {
   const clipsOf = (name: string) => results.filter(({ variant }) => variant === name);
   const [{ name: reference }] = VARIANTS;
-  const listed = VARIANTS.flatMap(({ name, against = reference, steadied }) => [
-    { name, against },
-    ...(steadied === undefined ? [] : [{ name: steadied, against }]),
-  ]);
-  return listed.flatMap(({ name, against }) => {
-    const [own, base] = [clipsOf(name), name === against ? [] : clipsOf(against)];
+  const names = VARIANTS.flatMap(({ name, steadied }) => steadied ? [name, steadied] : [name]);
+  return names.flatMap((name) => {
+    const [own, base] = [clipsOf(name), name === reference ? [] : clipsOf(reference)];
     if (!own.length) return [];
     const of = (figure: Figure) => [figure, summaryOf(own, base, figure)] as const;
     const figures = Object.fromEntries(FIGURES.map(([figure]) => of(figure)));

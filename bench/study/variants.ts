@@ -12,8 +12,6 @@ export interface Variant {
   readonly name: string;
   /** Options besides the prompt, the seed and what all have. */
   readonly options: TextToVideoOptions;
-  /** Name of the settings that it is compared with. Default: those of the first variant. */
-  readonly against?: string;
   /** Whether the background is smoothed behind the prompt's subject. */
   readonly smooths?: boolean;
   /** What tables call the same frames after the filter against flicker, if they list them. */
@@ -38,9 +36,6 @@ const REFERENCE = { motionFieldStrengthX: 12, motionFieldStrengthY: 12, t0: 6, t
 /** The jump where the built-in model has it by default: more of the picture is settled before. */
 const LATER = { t0: 4, t1: 5 };
 
-/** A whole cell a frame, to the right. */
-const FAST = { motionFieldStrengthX: 32, motionFieldStrengthY: 0 };
-
 /** Denoising steps that the places of the jumps are meant for. */
 export const STEPS = 8;
 
@@ -58,19 +53,12 @@ export const VARIANTS: readonly Variant[] = [
   {
     name: "later jump, smoothing",
     options: { ...REFERENCE, ...LATER },
-    against: "later jump (t0 4, t1 5)",
     smooths: true,
   },
   {
     name: "later jump, sub-cell motion",
     options: { ...REFERENCE, ...LATER, subCell: true },
     steadied: "later jump, sub-cell, deflicker",
-  },
-  { name: "fast", options: { ...REFERENCE, ...FAST } },
-  {
-    name: "fast, later jump, sub-cell motion",
-    options: { ...REFERENCE, ...LATER, ...FAST, subCell: true },
-    against: "fast",
   },
 ];
 
