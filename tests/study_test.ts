@@ -29,13 +29,18 @@ test("variants are compared by medians, seed by seed", () => {
   assert.deepEqual(tableOf(rows)[1].slice(0, 3), ["smoothing", "6", "2.00 (−38 ± 18 %)"]);
 });
 
-test("clips that one side lacks are not compared", () => {
+test("seeds count when all their clips are there", () => {
   const rows = summarize([
-    ...[1, 100].map((value, i) => clip("reference", `p${i}`, 0, value)),
-    clip("smoothing", "p0", 0, 2),
-    clip("smoothing", "p0", 1, 2),
+    ...[1, 2].flatMap((seed) => ["p", "q"].map((prompt) => clip("reference", prompt, seed, 1))),
+    ...["p", "q"].map((prompt) => clip("smoothing", prompt, 1, 2)),
+    clip("smoothing", "p", 2, 100),
+    clip("sub-cell motion", "p", 1, 100),
   ]);
-  assert.deepEqual(rows[1].figures.flicker.ratios, [2]);
+  assert.deepEqual(rows.map(({ name, clips }) => [name, clips]), [["reference", 4], [
+    "smoothing",
+    2,
+  ]]);
+  assert.deepEqual(rows[1].figures.flicker, { middle: 2, ratios: [2] });
   assert.equal(tableOf(rows)[1][2], "2.00 (+100 %)");
 });
 

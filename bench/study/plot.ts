@@ -18,8 +18,9 @@ const PANELS: readonly (readonly [Figure, string])[] = [
   ["flicker", "flicker (lower is better)"],
 ];
 
-/** Ratios that a line may stand for. */
-const TICKS = [1 / 8, 1 / 4, 1 / 2, 1 / 1.4, 1, 1.4, 2, 4, 8];
+/** Ratios that a line may stand for: where little changes, finer ones. */
+const TICKS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8];
+const FINE_TICKS = [0.7, 1, 1.4];
 
 /** The plot, without the reference, which is its middle. */
 export function studyPlot(rows: readonly Row[], heading: string): string {
@@ -52,7 +53,9 @@ function panel(
   const farthest = Math.max(Math.log(1.5), ...all.map((ratio) => Math.abs(Math.log(ratio))));
   // The reference is in the middle, and twice is as far from it as half.
   const at = (ratio: number) => x + width / 2 * (1 + Math.log(ratio) / (1.05 * farthest));
-  const ticks = TICKS.filter((tick) => Math.abs(Math.log(tick)) <= farthest);
+  const ticks = (farthest < Math.log(2) ? FINE_TICKS : TICKS).filter((tick) =>
+    Math.abs(Math.log(tick)) <= farthest
+  );
   return [
     text(title, x + width / 2, TOP - 14, { class: "head", "text-anchor": "middle" }),
     ...ticks.flatMap((tick) => [

@@ -64,15 +64,19 @@ export interface Row {
 }
 
 /**
- * A row for each variant of which there are clips. Medians, not means: now and then a picture jumps,
- * whatever the settings, and one such clip outweighs all others.
+ * A row for each variant of which a seed is there with all prompts. Medians, not means: now and then
+ * a picture jumps, whatever the settings, and one such clip outweighs all others.
  */
 export function summarize(results: readonly Result[]): Row[] {
-  const clipsOf = (name: string) => results.filter(({ variant }) => variant === name);
   const [{ name: reference }] = VARIANTS;
+  const clipsOf = (name: string, seed?: number) =>
+    results.filter((clip) => clip.variant === name && (seed ?? clip.seed) === clip.seed);
   const names = VARIANTS.flatMap(({ name, steadied }) => steadied ? [name, steadied] : [name]);
   return names.flatMap((name) => {
-    const [own, base] = [clipsOf(name), name === reference ? [] : clipsOf(reference)];
+    const base = name === reference ? [] : clipsOf(reference);
+    // Half a seed would be compared with other prompts.
+    const own = clipsOf(name)
+      .filter(({ seed }) => clipsOf(name, seed).length === clipsOf(reference, seed).length);
     if (!own.length) return [];
     const of = (figure: Figure) => [figure, summaryOf(own, base, figure)] as const;
     const figures = Object.fromEntries(FIGURES.map(([figure]) => of(figure)));
@@ -81,17 +85,10 @@ export function summarize(results: readonly Result[]): Row[] {
 }
 
 function summaryOf(own: readonly Result[], base: readonly Result[], figure: Figure): Summary {
-  // Seeds of which not all clips are there yet are compared over those that both have.
-  const seeds = [...new Set(own.map(({ seed }) => seed))];
-  const ratios = seeds.flatMap((seed) => {
-    const ofSeed = (clips: readonly Result[]) => clips.filter((clip) => clip.seed === seed);
-    const prompts = (clips: readonly Result[]) =>
-      new Set(ofSeed(clips).map(({ prompt }) => prompt));
-    const both = prompts(own).intersection(prompts(base));
-    const middle = (clips: readonly Result[]) =>
-      medianOf(ofSeed(clips).filter(({ prompt }) => both.has(prompt)), figure);
-    return both.size ? [middle(own) / middle(base)] : [];
-  });
+  const ofSeed = (clips: readonly Result[], seed: number) =>
+    medianOf(clips.filter((clip) => clip.seed === seed), figure);
+  const seeds = base.length ? [...new Set(own.map(({ seed }) => seed))] : [];
+  const ratios = seeds.map((seed) => ofSeed(own, seed) / ofSeed(base, seed));
   return { middle: medianOf(own, figure), ratios };
 }
 
