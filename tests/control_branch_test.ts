@@ -4,29 +4,17 @@
  */
 
 import assert from "node:assert/strict";
-import { after, describe, it } from "node:test";
-import { openDevice } from "../core/device.ts";
+import { describe, it } from "node:test";
 import { Generator } from "../core/random.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { narrow } from "../kernels/mod.ts";
-import { ControlNetModel } from "../models/controlnet.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
 import type { ControlSettings, FrameControl } from "../video/control_branch.ts";
 import type { Frame } from "../video/frame.ts";
 import { GuidedUNet } from "../video/guided_unet.ts";
 import { distance, taken } from "./clips.ts";
-import { CONTROLNET } from "./control_files.ts";
-import { MAPS, PROMPT } from "./controlled_setup.ts";
-import { TINY } from "./tiny_single_file.ts";
+import { controlled, MAPS, PROMPT } from "./controlled_setup.ts";
 
-const device = await openDevice();
-const sd = await StableDiffusion.load(TINY, { device });
-const model = await ControlNetModel.load(CONTROLNET, { device });
-after(async () => {
-  model.dispose();
-  sd.dispose();
-  await device.close();
-});
+const { device, sd, model } = await controlled();
 
 const CELLS = [12, 12] as const;
 const rest = () => Promise.resolve();

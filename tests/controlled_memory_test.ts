@@ -3,7 +3,7 @@
  */
 
 import assert from "node:assert/strict";
-import { after, describe, it } from "node:test";
+import { describe, it } from "node:test";
 import { openDevice } from "../core/device.ts";
 import { MemoryError } from "../core/errors.ts";
 import { ControlNetModel } from "../models/controlnet.ts";
@@ -12,17 +12,10 @@ import { memoryNeeded, outlineOf } from "../video/memory.ts";
 import { textToVideo } from "../video/text_to_video_zero.ts";
 import { distance, latentsOf } from "./clips.ts";
 import { CONTROLNET, stripes } from "./control_files.ts";
-import { PROMPT, QUICK } from "./controlled_setup.ts";
+import { controlled, PROMPT, QUICK } from "./controlled_setup.ts";
 import { TINY } from "./tiny_single_file.ts";
 
-const device = await openDevice();
-const sd = await StableDiffusion.load(TINY, { device });
-const model = await ControlNetModel.load(CONTROLNET, { device });
-after(async () => {
-  model.dispose();
-  sd.dispose();
-  await device.close();
-});
+const { device, sd, model } = await controlled();
 
 describe("memory", () => {
   const options = { ...QUICK, frames: 5 };

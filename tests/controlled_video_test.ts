@@ -3,11 +3,10 @@
  */
 
 import assert from "node:assert/strict";
-import { after, describe, it } from "node:test";
+import { describe, it } from "node:test";
 import { openDevice } from "../core/device.ts";
 import { InputError, WeightError } from "../core/errors.ts";
 import { ControlNetModel } from "../models/controlnet.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { actsAt } from "../video/control_branch.ts";
 import type { ControlOptions } from "../video/controlled_video.ts";
 import type { Frame } from "../video/frame.ts";
@@ -15,17 +14,9 @@ import { textToImage } from "../video/text_to_image.ts";
 import { textToVideo, type TextToVideoOptions } from "../video/text_to_video_zero.ts";
 import { distance, latentsOf } from "./clips.ts";
 import { CONTROLNET, stripes, WIDE_CONTROLNET } from "./control_files.ts";
-import { MAPS, PROMPT, QUICK, SIZE } from "./controlled_setup.ts";
-import { TINY } from "./tiny_single_file.ts";
+import { controlled, MAPS, PROMPT, QUICK, SIZE } from "./controlled_setup.ts";
 
-const device = await openDevice();
-const sd = await StableDiffusion.load(TINY, { device });
-const model = await ControlNetModel.load(CONTROLNET, { device });
-after(async () => {
-  model.dispose();
-  sd.dispose();
-  await device.close();
-});
+const { device, sd, model } = await controlled();
 
 const control: ControlOptions = { model, frames: MAPS };
 

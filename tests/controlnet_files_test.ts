@@ -3,10 +3,9 @@
  */
 
 import assert from "node:assert/strict";
-import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { cp, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { after, describe, it } from "node:test";
+import { describe, it } from "node:test";
 import { diffusersToLdm } from "../bench/ldm_layout.ts";
 import { openDevice } from "../core/device.ts";
 import { InputError, MemoryError, WeightError } from "../core/errors.ts";
@@ -16,20 +15,11 @@ import { ControlNetModel } from "../models/controlnet.ts";
 import { openControlNet } from "../models/controlnet_file.ts";
 import { neededFiles } from "../models/hub.ts";
 import { inspectTensors } from "../models/inspect.ts";
-import { CONTROLNET, controlTensors } from "./control_files.ts";
-import { residualsOf, withNet, writerInto } from "./controlnet_setup.ts";
+import { CONTROLNET } from "./control_files.ts";
+import { controlNetSetup, residualsOf, withNet } from "./controlnet_setup.ts";
 import { TINY } from "./tiny_single_file.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-controlnet-"));
-const write = writerInto(root);
-const own = await controlTensors();
-after(async () => {
-  await rm(root, { recursive: true, force: true });
-  await device.close();
-});
-
-const plain = await withNet(device, CONTROLNET, residualsOf);
+const { device, root, write, own, plain } = await controlNetSetup();
 
 const ldm = own.map((tensor): TensorData => ({
   ...tensor,

@@ -5,23 +5,48 @@
  */
 
 import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Device } from "../core/device.ts";
+import { after } from "node:test";
+import { type Device, openDevice } from "../core/device.ts";
 import { Generator } from "../core/random.ts";
 import { type TensorData, writeSafetensors } from "../core/safetensors.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { ControlResiduals } from "../models/control_residuals.ts";
 import { ControlNetModel } from "../models/controlnet.ts";
 import type { ControlNetOptions } from "../models/controlnet_file.ts";
+import { CONTROLNET, controlTensors } from "./control_files.ts";
 
-/** What writes single files, each under a name of its own, into a folder. */
-export function writerInto(folder: string): (tensors: readonly TensorData[]) => Promise<string> {
+/** What the tests of a file share. */
+export interface ControlNetSetup {
+  device: Device;
+  /** A folder for what the tests write. */
+  root: string;
+  /** Writes a single file into it, under a name of its own. */
+  write(tensors: readonly TensorData[]): Promise<string>;
+  /** The tensors of the tiny net. */
+  own: TensorData[];
+  /** Its residuals. */
+  plain: Float32Array;
+}
+
+/** Opens a device and a folder, and takes both away after the file's last test. */
+export async function controlNetSetup(): Promise<ControlNetSetup> {
+  const device = await openDevice();
+  const root = await mkdtemp(join(tmpdir(), "framezero-controlnet-"));
+  after(async () => {
+    await rm(root, { recursive: true, force: true });
+    await device.close();
+  });
   let written = 0;
-  return async (tensors) => {
-    const file = join(folder, `net-${written++}.safetensors`);
+  const write = async (tensors: readonly TensorData[]) => {
+    const file = join(root, `net-${written++}.safetensors`);
     await writeSafetensors(file, [...tensors]);
     return file;
   };
+  const plain = await withNet(device, CONTROLNET, residualsOf);
+  return { device, root, write, own: await controlTensors(), plain };
 }
 
 const random = new Generator(3);

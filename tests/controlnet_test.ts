@@ -3,11 +3,7 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
-import { after, describe, it } from "node:test";
-import { openDevice } from "../core/device.ts";
+import { describe, it } from "node:test";
 import { ShapeError } from "../core/errors.ts";
 import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
@@ -17,20 +13,17 @@ import { SD15_CONTROLNET } from "../models/sd15.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { controlNetStateDict } from "../models/state_dict.ts";
 import { distance } from "./clips.ts";
-import { CONTROLNET, controlTensors } from "./control_files.ts";
-import { numbersOf, residualsOf, withInputs, withNet, writerInto } from "./controlnet_setup.ts";
+import { CONTROLNET } from "./control_files.ts";
+import {
+  controlNetSetup,
+  numbersOf,
+  residualsOf,
+  withInputs,
+  withNet,
+} from "./controlnet_setup.ts";
 import { TINY } from "./tiny_single_file.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-controlnet-"));
-const write = writerInto(root);
-const own = await controlTensors();
-after(async () => {
-  await rm(root, { recursive: true, force: true });
-  await device.close();
-});
-
-const plain = await withNet(device, CONTROLNET, residualsOf);
+const { device, write, own, plain } = await controlNetSetup();
 
 describe("a ControlNet", () => {
   it("of SD 1.5 has its published size", () => {

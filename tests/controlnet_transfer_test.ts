@@ -3,12 +3,9 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { after, describe, it } from "node:test";
+import { describe, it } from "node:test";
 import { diffusersToLdm } from "../bench/ldm_layout.ts";
-import { openDevice } from "../core/device.ts";
 import { f16ArrayToF32 } from "../core/dtype.ts";
 import { WeightError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
@@ -17,20 +14,11 @@ import { sizeOf } from "../core/shape.ts";
 import { ControlNetModel } from "../models/controlnet.ts";
 import { openControlNet } from "../models/controlnet_file.ts";
 import { distance } from "./clips.ts";
-import { CONTROLNET, controlTensors, tensorsOf, WIDE_CONTROLNET } from "./control_files.ts";
-import { residualsOf, withNet, writerInto } from "./controlnet_setup.ts";
+import { CONTROLNET, tensorsOf, WIDE_CONTROLNET } from "./control_files.ts";
+import { controlNetSetup, residualsOf, withNet } from "./controlnet_setup.ts";
 import { TINY } from "./tiny_single_file.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-controlnet-"));
-const write = writerInto(root);
-const own = await controlTensors();
-after(async () => {
-  await rm(root, { recursive: true, force: true });
-  await device.close();
-});
-
-const plain = await withNet(device, CONTROLNET, residualsOf);
+const { device, write, own, plain } = await controlNetSetup();
 
 describe("weights moved to another model", () => {
   const UNET = join(TINY, "unet/diffusion_pytorch_model.safetensors");

@@ -1,12 +1,9 @@
 /** The command edit: videos and pictures that it changes, and what it refuses. */
 
 import assert from "node:assert/strict";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { after, describe, it } from "node:test";
-import { openDevice } from "../core/device.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { videoInstructPix2Pix } from "../video/instruct_pix2pix.ts";
 import { readPicture } from "../video/picture.ts";
 import { encodePng } from "../video/png.ts";
@@ -14,20 +11,11 @@ import { readSettings } from "../video/writer.ts";
 import { refused, run } from "./cli_run.ts";
 import { setVariables } from "./environment.ts";
 import { framesOf } from "./start_image_setup.ts";
-import { barFrame, INSTRUCTION, writeEditModel } from "./tiny_edit_model.ts";
+import { barFrame, editor, INSTRUCTION } from "./tiny_edit_model.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-edit-"));
-const folder = join(root, "model");
-await writeEditModel(folder);
-const sd = await StableDiffusion.load(folder, { device });
+const { sd, folder, root } = await editor();
 const restore = setVariables({ HF_HUB_OFFLINE: "1" });
-after(async () => {
-  restore();
-  sd.dispose();
-  await device.close();
-  await rm(root, { recursive: true });
-});
+after(restore);
 
 describe("the command edit", () => {
   it("changes a folder of pictures, and makes the same again", async () => {

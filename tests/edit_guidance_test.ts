@@ -3,31 +3,17 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import { after, describe, it } from "node:test";
 import fc from "fast-check";
-import { openDevice } from "../core/device.ts";
 import { Generator } from "../core/random.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { concat, linearCombination, narrow, std } from "../kernels/mod.ts";
-import { StableDiffusion } from "../models/stable_diffusion.ts";
 import { guidanceRows, type GuidanceScales } from "../video/guidance.ts";
 import { GuidedUNet, type GuidedUNetOptions } from "../video/guided_unet.ts";
 import { largest } from "./start_image_setup.ts";
-import { INSTRUCTION, writeEditModel } from "./tiny_edit_model.ts";
+import { editor, INSTRUCTION } from "./tiny_edit_model.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-edit-"));
-const folder = join(root, "model");
-await writeEditModel(folder);
-const sd = await StableDiffusion.load(folder, { device });
-after(async () => {
-  sd.dispose();
-  await device.close();
-  await rm(root, { recursive: true });
-});
+const { device, sd } = await editor();
 
 describe("guidance rows", () => {
   const scale = fc.double({ min: 0, max: 20, noNaN: true });

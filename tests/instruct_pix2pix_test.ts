@@ -3,13 +3,11 @@
  */
 
 import assert from "node:assert/strict";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { after, describe, it } from "node:test";
+import { describe, it } from "node:test";
 import { fileURLToPath } from "node:url";
 import { formatResult, runPaths } from "../bench/parity/runner.ts";
-import { openDevice } from "../core/device.ts";
 import { InputError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
 import { encodeSafetensors } from "../core/safetensors.ts";
@@ -26,19 +24,10 @@ import { textToVideo } from "../video/text_to_video_zero.ts";
 import { run } from "./cli_run.ts";
 import { latentsOf } from "./clips.ts";
 import { framesOf, largest } from "./start_image_setup.ts";
-import { barClip, INSTRUCTION, writeEditModel } from "./tiny_edit_model.ts";
+import { barClip, editor, INSTRUCTION } from "./tiny_edit_model.ts";
 import { TINY, tinySingleFile } from "./tiny_single_file.ts";
 
-const device = await openDevice();
-const root = await mkdtemp(join(tmpdir(), "framezero-edit-"));
-const folder = join(root, "model");
-await writeEditModel(folder);
-const sd = await StableDiffusion.load(folder, { device });
-after(async () => {
-  sd.dispose();
-  await device.close();
-  await rm(root, { recursive: true });
-});
+const { device, sd, folder, root } = await editor();
 
 const QUICK = { steps: 2, seed: 3 } as const;
 const BARS = barClip(3);

@@ -4,9 +4,13 @@
  * @module
  */
 
-import { cp } from "node:fs/promises";
+import { cp, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { after } from "node:test";
 import { fileURLToPath } from "node:url";
+import { type Device, openDevice } from "../core/device.ts";
+import { StableDiffusion } from "../models/stable_diffusion.ts";
 import type { Frame } from "../video/frame.ts";
 import { TINY } from "./tiny_single_file.ts";
 
@@ -19,6 +23,31 @@ const UNET = fileURLToPath(new URL("golden/t2v_zero_tiny/unet_ip2p", import.meta
 export async function writeEditModel(folder: string): Promise<void> {
   await cp(TINY, folder, { recursive: true });
   await cp(UNET, join(folder, "unet"), { recursive: true, force: true });
+}
+
+/** What the tests of a file share. */
+export interface Editor {
+  device: Device;
+  sd: StableDiffusion;
+  /** The model's folder. */
+  folder: string;
+  /** A folder for what the tests write. */
+  root: string;
+}
+
+/** Loads that model, and frees it with all files after the file's last test. */
+export async function editor(): Promise<Editor> {
+  const device = await openDevice();
+  const root = await mkdtemp(join(tmpdir(), "framezero-edit-"));
+  const folder = join(root, "model");
+  await writeEditModel(folder);
+  const sd = await StableDiffusion.load(folder, { device });
+  after(async () => {
+    sd.dispose();
+    await device.close();
+    await rm(root, { recursive: true });
+  });
+  return { device, sd, folder, root };
 }
 
 /** A light bar, further to the right in every frame, on a dark ramp. */
