@@ -35,7 +35,7 @@ const HELP = `usage: memory [options]
   --help              this text`;
 
 /** A GPU with what most have. */
-const PLAIN_GPU: Likeness = {
+export const PLAIN_GPU: Likeness = {
   gpu: {
     limits: {
       maxBufferSize: 2 ** 31,

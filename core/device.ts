@@ -20,6 +20,7 @@ import { napUntil } from "./nap.ts";
 import { Plan } from "./plan.ts";
 import { type OpCost, Profiler, type ProfileRow } from "./profiler.ts";
 import { BATCH, CommandQueue } from "./queue.ts";
+import { endedBy } from "./race.ts";
 import { findGpu, type GpuChoice } from "./runtime.ts";
 import { type Scope, ScopeStack } from "./scope.ts";
 import { checkShape, formatShape, type Shape, sizeOf } from "./shape.ts";
@@ -102,7 +103,7 @@ export class Device implements Disposable {
   readonly #queue: CommandQueue;
   #pool: BufferPool;
   readonly #scopes = new ScopeStack();
-  readonly #lost: Promise<never>;
+  readonly #unlessLost: <T>(promise: Promise<T>) => Promise<T>;
   #failure: GpuError | null = null;
   #closed = false;
   #syncs = 0;
@@ -143,7 +144,7 @@ export class Device implements Disposable {
     };
     this.#pool = new BufferPool(host, options.poolBytes ?? GiB, options.memoryBudget ?? Infinity);
     this.#allocator = this.#pool;
-    this.#lost = gpu.lost.then((info) => {
+    this.#unlessLost = endedBy(gpu.lost.then((info) => {
       const error = new GpuError(
         this.#closed
           ? "the device was closed"
@@ -152,8 +153,7 @@ export class Device implements Disposable {
       );
       fail(error);
       throw error;
-    });
-    this.#lost.catch(() => {/* reported by whoever waits */});
+    }));
     gpu.addEventListener("uncapturederror", (event) => {
       const { error } = event as GPUUncapturedErrorEvent;
       const memory = error.constructor.name === "GPUOutOfMemoryError";
@@ -293,7 +293,7 @@ export class Device implements Disposable {
 
   async #orLost<T>(promise: Promise<T>): Promise<T> {
     try {
-      const either = Promise.race([promise, this.#lost]);
+      const either = this.#unlessLost(promise);
       return await (this.info.implementation === "dawn" ? napUntil(either) : either);
     } catch (error) {
       this.check();

@@ -102,12 +102,23 @@ function chained(
   make: PartMaker,
   settings: Readonly<Record<string, unknown>>,
 ): Clip {
-  const clips: Clip[] = [];
-  const part = (i: number): Clip => clips[i] ??= make(parts[i].frameIds, i);
+  const clips = new Map<number, Clip>();
+  const warnings = new Set<string>();
   const { width, height, settings: own } = part(0);
   const shown = parts.flatMap(({ frameIds, hidden }) => frameIds.slice(hidden));
   let joined: Tensor | null = null;
   let read = false;
+
+  function part(i: number): Clip {
+    const clip = clips.get(i) ?? make(parts[i].frameIds, i);
+    clips.set(i, clip);
+    return clip;
+  }
+
+  function warned(): string[] {
+    for (const clip of clips.values()) clip.warnings.forEach((warning) => warnings.add(warning));
+    return [...warnings];
+  }
 
   async function* stepsOf(i: number, before: number): AsyncGenerator<ClipStep, number> {
     let made = before;
@@ -120,6 +131,7 @@ function chained(
   }
 
   async function* steps(): AsyncGenerator<ClipStep, void> {
+    refuseAgain();
     let before = 0;
     for (const i of parts.keys()) before = yield* stepsOf(i, before);
   }
@@ -129,7 +141,9 @@ function chained(
     for await (const frame of part(i)) {
       if (place++ >= parts[i].hidden) yield frame;
     }
+    warned();
     part(i).dispose();
+    clips.delete(i);
   }
 
   async function* frames(): AsyncGenerator<Frame, void> {
@@ -159,7 +173,7 @@ function chained(
     frameIds: shown,
     settings: { ...own, frameIds: shown, ...settings },
     get warnings() {
-      return [...new Set(clips.flatMap((clip) => clip.warnings))];
+      return warned();
     },
     steps: { [Symbol.asyncIterator]: steps },
     events: { [Symbol.asyncIterator]: events },
@@ -180,7 +194,7 @@ function chained(
     },
     [Symbol.asyncIterator]: frames,
     dispose() {
-      for (const clip of clips) clip.dispose();
+      for (const clip of clips.values()) clip.dispose();
       joined?.dispose();
     },
     [Symbol.dispose]() {

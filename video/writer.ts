@@ -12,6 +12,7 @@
  */
 
 import { InputError } from "../core/errors.ts";
+import { endedBy } from "../core/race.ts";
 import { sheetEncoder, type SheetOptions } from "./contact_sheet.ts";
 import { checkFrame, type Frame, type FrameEncoder } from "./frame.ts";
 import { FRAME_FOLDER_NAMES, frameFolderEncoder } from "./frame_folder.ts";
@@ -124,13 +125,13 @@ async function* untilAborted(frames: Frames, signal?: AbortSignal): AsyncGenerat
     onAbort = () => reject(signal?.reason);
     signal?.addEventListener("abort", onAbort);
   });
-  aborted.catch(() => {}); // may come when nobody is waiting
+  const unlessAborted = endedBy(aborted);
   let done = false;
   let waiting = false;
   try {
     while (true) {
       waiting = true;
-      const result = await Promise.race([aborted, iterator.next()]);
+      const result = await unlessAborted(Promise.resolve(iterator.next()));
       waiting = false;
       done = result.done === true;
       if (result.done) return;
