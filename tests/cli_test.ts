@@ -366,6 +366,20 @@ test("progress: about ten lines in a file, one redrawn line on a terminal", () =
   assert.ok(shown(true, 9, 500, 20).every((text) => text.length <= 4 + 19));
 });
 
+test("progress: the time left counts other work, too", () => {
+  const texts: string[] = [];
+  let time = 0;
+  const target = { write: (text: string) => texts.push(text), isTTY: false, columns: 80 };
+  const progress = startProgress("work", "it", { ...target, now: () => time });
+  assert.equal(progress.left, 0);
+  for (const done of [1, 2]) {
+    time += 4000;
+    progress.update(done, 10, 60);
+  }
+  assert.deepEqual(texts, ["work 1/10  4.0 s/it  1:36 left\n", "work 2/10  4.0 s/it  1:32 left\n"]);
+  assert.equal(progress.left, 32);
+});
+
 test("rates, durations and sizes in readable units", () => {
   assert.equal(formatRate(2.51, "it"), "2.5 it/s");
   assert.equal(formatRate(0.25, "it"), "4.0 s/it");

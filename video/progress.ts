@@ -19,8 +19,10 @@ export interface ProgressTarget {
 
 /** Shows how far one piece of work has come. */
 export interface Progress {
-  /** Tells that `done` of `total` parts are done. */
-  update(done: number, total: number): void;
+  /** Tells that `done` of `total` parts are done, and how many seconds other work will take yet. */
+  update(done: number, total: number, others?: number): void;
+  /** Seconds that the other parts will take, as far as can be told by the last update. */
+  readonly left: number;
   /** Ends the line that redraws itself, so that other text can follow. */
   end(): void;
 }
@@ -44,35 +46,38 @@ export function startProgress(label: string, unit: string, target: ProgressTarge
   let drawn = -Infinity;
   let tenth = 0;
   let open = false;
+  let left = 0;
 
-  const state = (done: number, total: number, time: number): string => {
-    const from = recent.length > 1 ? recent[0] : { done: 0, time: start };
-    const rate = 1000 * (done - from.done) / Math.max(1, time - from.time);
-    const left = (total - done) / rate;
-    return `${done}/${total}  ${formatRate(rate, unit)}` +
-      (done < total
-        ? `  ${formatDuration(left)} left`
-        : `  ${formatDuration((time - start) / 1e3)}`);
-  };
+  const state = (done: number, total: number, rate: number, others: number): string =>
+    `${done}/${total}  ${formatRate(rate, unit)}` +
+    (done < total
+      ? `  ${formatDuration(left + others)} left`
+      : `  ${formatDuration((now() - start) / 1e3)}`);
   return {
-    update(done, total) {
+    get left() {
+      return left;
+    },
+    update(done, total, others = 0) {
       const time = now();
       recent.push({ done, time });
       if (recent.length > RECENT) recent.shift();
+      const from = recent.length > 1 ? recent[0] : { done: 0, time: start };
+      const rate = 1000 * (done - from.done) / Math.max(1, time - from.time);
+      left = (total - done) / rate;
       if (target.isTTY) {
         if (done < total && time - drawn < REDRAW) return;
         drawn = time;
         open = true;
         const full = Math.round(BAR * done / total);
         const bar = `[${"█".repeat(full)}${"·".repeat(BAR - full)}]`;
-        const line = `${label} ${bar} ${state(done, total, time)}`;
+        const line = `${label} ${bar} ${state(done, total, rate, others)}`;
         target.write(CLEAR + line.slice(0, Math.max(1, target.columns - 1)));
         return;
       }
       const reached = Math.floor(10 * done / total);
       if (reached === tenth) return;
       tenth = reached;
-      target.write(`${label} ${state(done, total, time)}\n`);
+      target.write(`${label} ${state(done, total, rate, others)}\n`);
     },
     end() {
       if (open) target.write("\n");

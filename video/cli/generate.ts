@@ -284,30 +284,35 @@ async function* watch(
   io: CommandIo,
 ): AsyncGenerator<Frame, void> {
   const target = { write: io.stderr, isTTY: io.isTTY, columns: io.columns };
-  const show = (label: string, unit: string): Progress =>
-    flags.quiet ? { update() {}, end() {} } : startProgress(label, unit, target);
-  let bar: Progress | null = null;
-  let doing: ClipEvent["kind"] | null = null;
+  // A long clip goes from one to the other again and again; what an event took is its kind's time.
+  const spent: Record<ClipEvent["kind"], number> = { step: 0, frame: 0 };
+  const show = (kind: ClipEvent["kind"], label: string, unit: string): Progress =>
+    flags.quiet
+      ? { update() {}, left: 0, end() {} }
+      : startProgress(label, unit, { ...target, now: () => spent[kind] });
+  const denoising = show("step", "denoising", "it");
+  const decoding = show("frame", "decoding ", "frame");
+  let last = performance.now();
   let done = 0;
   try {
     for await (const event of clip.events) {
-      if (event.kind !== doing) {
-        bar?.end();
-        bar = event.kind === "step" ? show("denoising", "it") : show("decoding ", "frame");
-        doing = event.kind;
-      }
+      const now = performance.now();
+      spent[event.kind] += now - last;
+      last = now;
       if (event.kind === "frame") {
-        bar?.update(++done, clip.frameIds.length);
+        decoding.update(++done, clip.frameIds.length, denoising.left);
         yield event.frame;
         continue;
       }
       const { step, total, latents } = event.step;
-      bar?.update(step, total);
+      denoising.update(step, total, decoding.left);
+      if (step === total) denoising.end();
       const every = Math.max(1, Math.round(total / 10));
       if (preview && step % every === 0) await preview.show(latents);
     }
   } finally {
-    bar?.end();
+    denoising.end();
+    decoding.end();
   }
 }
 
