@@ -234,6 +234,12 @@ describe("--canvas", () => {
     const second = await run(["--from", made, "-o", `${again}/`]);
     assert.equal(second.code, 0, second.stderr);
     assert.deepEqual(await readSettings(again), settings);
+    for (const [i, flag] of ["--no-canvas", "--no-motion"].entries()) {
+      const without = join(root, `without-${i}`);
+      const third = await run(["--from", made, flag, "-o", `${without}/`]);
+      assert.equal(third.code, 0, third.stderr);
+      assert.equal((await readSettings(without))?.canvas, undefined, flag);
+    }
   });
 
   it("is refused before anything is opened", async () => {

@@ -19,8 +19,8 @@ export interface MotionFlags {
   motion?: string | false;
   /** Whether it moves by parts of latent cells. */
   subCell?: boolean;
-  /** Columns and rows of what the camera moves over, in frames. */
-  canvas?: CanvasExtent;
+  /** Columns and rows of what the camera moves over, in frames; false for the first frame alone. */
+  canvas?: CanvasExtent | false;
   /** Make a frame between every two. */
   double?: boolean;
   /** Take flicker of brightness and colour away. */
@@ -79,6 +79,7 @@ export function addMotionOptions(command: Command): Command {
       "make what lies around the first frame, too, and move over it, such as 2x1 (1 to 4 frames)",
       canvasExtent,
     )
+    .option("--no-canvas", "move over the first frame alone, whatever --from says")
     .option("--double", "make a frame between every two, and show twice as many a second")
     .option("--deflicker", "take flicker of brightness and colour out of the frames");
 }

@@ -227,6 +227,7 @@ function mergedOptions(
     delete base.width;
     delete base.height;
   }
+  if (flags.canvas === false || given.motion === false) delete base.canvas;
   const steady = given.motionFieldStrengthX !== undefined ||
     given.motionFieldStrengthY !== undefined;
   if (steady && typeof base.motion === "string") {
@@ -320,7 +321,7 @@ function libraryOptions(flags: GenerateFlags): LibraryOptions {
     crossFrame: flags.crossFrame === false ? false : undefined,
     motion: flags.motion,
     subCell: flags.subCell,
-    canvas: flags.canvas,
+    canvas: flags.canvas || undefined,
     double: flags.double,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== undefined));
