@@ -175,6 +175,24 @@ test("ten minutes are read in constant memory", async () => {
   assert.ok(most - early < 64e6, `${early} bytes after 500 frames, then up to ${most}`);
 });
 
+test("frames are decoded from the key frame before them on, not from the beginning", async () => {
+  const file = await readFile(videoPath("ten_minutes.mp4"));
+  const frameAt = async (bytes: Uint8Array, seconds: number) => {
+    const reader = await openVideo(bytes);
+    try {
+      return await collect(reader.frames([seconds]));
+    } finally {
+      await reader.close();
+    }
+  };
+  const damaged = Uint8Array.from(file);
+  // The pictures lie between the names of these two boxes.
+  const [first, end] = [file.indexOf("mdat") + 4, file.indexOf("moov")];
+  damaged.fill(0, first, Math.floor((first + end) / 2));
+  assert.deepEqual(await frameAt(damaged, 590.1), await frameAt(file, 590.1));
+  assert.notDeepEqual(await frameAt(damaged, 0), await frameAt(file, 0));
+});
+
 test("a clip may be left early, and begun in the middle", async () => {
   const reader = await openVideo(videoPath("ten_minutes.mp4"));
   for await (const frame of reader.frames()) {
