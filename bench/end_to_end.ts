@@ -5,10 +5,8 @@
  * ```sh
  * deno run -A bench/end_to_end.ts
  * bun bench/end_to_end.ts --json end_to_end.json
- * deno run -A --v8-flags=--expose-gc bench/end_to_end.ts --long 240
+ * deno run -A bench/end_to_end.ts --long 240
  * ```
- *
- * Host memory counts garbage, too, unless it can be collected: in Bun, and in Deno with that flag.
  *
  * @module
  */
@@ -74,8 +72,8 @@ export interface ClipCost {
   readonly total: number;
   /** Largest number of bytes on the GPU, weights included. */
   readonly peakBytes: number;
-  /** Largest resident set of the process, looked at every {@link WINDOW} frames and at the end. */
-  readonly hostBytes: number;
+  /** Resident set of the process after every {@link WINDOW} frames and at the end, in bytes. */
+  readonly hostBytes: readonly number[];
 }
 
 /** What is written with `--json`. */
@@ -142,6 +140,8 @@ export const main: Command = command({
       const part = (frameIds: readonly number[]) =>
         textToVideo(sd, PROMPT, { steps, frameIds, clipFrames: long });
       await add(`${long} frames`, inWindows(long, WINDOW, part));
+      const resident = clips[clips.length - 1].hostBytes.map(mebibytes);
+      console.log(`host MiB after every ${WINDOW} of them, and at the end: ${resident.join(" ")}`);
     }
     sd.dispose();
     const results: Results = { ...setting, dtype, steps, open, load, clips };
@@ -165,10 +165,11 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
   };
   const laps: { all: boolean; lasted: number; dispatches: number; submissions: number }[] = [];
   const decodes: number[] = [];
-  let [firstFrame, hostBytes] = [0, 0];
+  const hostBytes: number[] = [];
+  let firstFrame = 0;
   const look = () => {
     collectGarbage();
-    hostBytes = Math.max(hostBytes, process.memoryUsage().rss);
+    hostBytes.push(process.memoryUsage().rss);
     last = performance.now();
   };
   let seen = before;
@@ -210,6 +211,10 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
   };
 }
 
+function mebibytes(bytes: number): string {
+  return significant(bytes / 2 ** 20);
+}
+
 function cellsOf(cost: ClipCost): string[] {
   return [
     cost.what,
@@ -223,8 +228,8 @@ function cellsOf(cost: ClipCost): string[] {
     significant(cost.firstFrame / 1000),
     significant(cost.total / 1000),
     significant(cost.total / cost.frames),
-    significant(cost.peakBytes / 2 ** 20),
-    significant(cost.hostBytes / 2 ** 20),
+    mebibytes(cost.peakBytes),
+    mebibytes(Math.max(...cost.hostBytes)),
   ];
 }
 
