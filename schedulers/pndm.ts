@@ -5,8 +5,8 @@
  * @module
  */
 
-import { roundToEven } from "../core/rounding.ts";
 import { InputError } from "../core/errors.ts";
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { refusal, resolveConfig, type SchedulerConfig } from "./config.ts";
 import { noised } from "./ddim.ts";

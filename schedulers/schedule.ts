@@ -7,9 +7,9 @@
  * @module
  */
 
-import { roundToEven } from "../core/rounding.ts";
 import { InputError } from "../core/errors.ts";
 import type { Generator } from "../core/random.ts";
+import { roundToEven } from "../core/rounding.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { betaConfig, refusal, type SchedulerConfig } from "./config.ts";
 import type { SchedulerState } from "./run_state.ts";

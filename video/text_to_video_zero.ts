@@ -72,6 +72,7 @@ import {
   checkGiven,
   checkOriginal,
   checkTogether,
+  haveOwnStarts,
   jumpFrom,
   type TextToVideoOptions,
 } from "./video_options.ts";
@@ -121,7 +122,7 @@ export function textToVideo(
   const course = courseOf(settled, options, { frameIds, clipFrames });
   const { width, height, guidanceRescale, eta, seed, merge, reuse } = settled;
   const { controlAttention = "unet+controlnet" } = options;
-  const ownStarts = frameIds.length > 1 && options.latents?.shape[0] === frameIds.length;
+  const ownStarts = haveOwnStarts(options.latents, frameIds.length);
   const { motion = controls.length === 0 && !ownStarts } = options;
   const alike = controls.length > 0 && motion === false;
   const latentShape = [1, unet.config.outChannels, height / factor, width / factor] as const;

@@ -137,6 +137,11 @@ export function jumpFrom(
   return { t0, t1 };
 }
 
+/** Whether latents are x_T of every frame, not of the first one alone. */
+export function haveOwnStarts(latents: Tensor | undefined, frames: number): boolean {
+  return frames > 1 && latents?.shape[0] === frames;
+}
+
 /** What cannot be had together, and what is said about it. */
 type Contradictions = readonly (readonly [applies: unknown, text: string])[];
 
@@ -151,7 +156,7 @@ export function checkTogether(options: TextToVideoOptions, frames: number): void
   const { canvas, smoothing } = options;
   const controlled = controls.length > 0;
   const ownNoise = compat === "framezero";
-  const ownStarts = frames > 1 && latents?.shape[0] === frames;
+  const ownStarts = haveOwnStarts(latents, frames);
   const contradictions: Contradictions = [
     [
       double && controlled,
