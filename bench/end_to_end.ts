@@ -72,7 +72,9 @@ export interface ClipCost {
   readonly total: number;
   /** Largest number of bytes on the GPU, weights included. */
   readonly peakBytes: number;
-  /** Resident set of the process after every {@link WINDOW} frames and at the end, in bytes. */
+  /** Milliseconds from the prompt until every {@link WINDOW}th frame, and the last. */
+  readonly reached: readonly number[];
+  /** Resident set of the process there, garbage collected, in bytes. */
   readonly hostBytes: readonly number[];
 }
 
@@ -140,8 +142,10 @@ export const main: Command = command({
       const part = (frameIds: readonly number[]) =>
         textToVideo(sd, PROMPT, { steps, frameIds, clipFrames: long });
       await add(`${long} frames`, inWindows(long, WINDOW, part));
-      const resident = clips[clips.length - 1].hostBytes.map(mebibytes);
-      console.log(`host MiB after every ${WINDOW} of them, and at the end: ${resident.join(" ")}`);
+      const { reached, hostBytes } = clips[clips.length - 1];
+      console.log(`every ${WINDOW} of them, and the end`);
+      console.log(`  after s   ${reached.map((time) => significant(time / 1000)).join(" ")}`);
+      console.log(`  host MiB  ${hostBytes.map(mebibytes).join(" ")}`);
     }
     sd.dispose();
     const results: Results = { ...setting, dtype, steps, open, load, clips };
@@ -165,9 +169,12 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
   };
   const laps: { all: boolean; lasted: number; dispatches: number; submissions: number }[] = [];
   const decodes: number[] = [];
+  const frames = clip.frameIds.length;
+  const reached: number[] = [];
   const hostBytes: number[] = [];
   let firstFrame = 0;
   const look = () => {
+    reached.push(last - begin);
     collectGarbage();
     hostBytes.push(process.memoryUsage().rss);
     last = performance.now();
@@ -178,7 +185,7 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
     if (event.kind === "frame") {
       if (!decodes.length) firstFrame = last - begin;
       decodes.push(lasted);
-      if (decodes.length % WINDOW === 0) look();
+      if (decodes.length % WINDOW === 0 && decodes.length < frames) look();
       continue;
     }
     const now = device.counts();
@@ -196,7 +203,7 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
   const [firstDecode, ...others] = decodes;
   return {
     what,
-    frames: clip.frameIds.length,
+    frames,
     firstStep: laps[0].lasted,
     step: median(steady.map(({ lasted }) => lasted)),
     dispatches: median(steady.map(({ dispatches }) => dispatches)),
@@ -206,6 +213,7 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
     decode: others.length ? median(others) : null,
     firstFrame,
     total,
+    reached,
     peakBytes: device.memory().peak,
     hostBytes,
   };

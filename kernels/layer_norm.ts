@@ -4,8 +4,8 @@
  * axis in channel-major tokens `[B, C, N]`.
  *
  * A row along memory is shared by a workgroup. Rows across memory go to a lane each, so that
- * neighbouring lanes read neighbouring elements, and on GPUs 16 lanes share a row. Statistics take
- * two passes in f32; the second also corrects the mean.
+ * neighbouring lanes read neighbouring elements, and on GPUs 16 lanes share a row; there statistics
+ * take two passes, of which the second also corrects the mean. They are f32.
  *
  * Source: Ba, Kiros and Hinton 2016, "Layer Normalization"; `torch.nn.functional.layer_norm`.
  *

@@ -188,35 +188,56 @@ export function cubicWgsl(a: number): string {
     }`;
 }
 
+/** Elements that a lane of `moments` takes at once. */
+const BLOCK = 8;
+
 /**
  * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum
  * of squared distances from it, by a workgroup of `lanes`; `V`, the float type of an element of
- * `width` numbers. Two passes; the second corrects the mean, whose rounding grows with the count.
+ * `width` numbers. Elements are read once: blocks of them, whose moments are taken in two passes
+ * over registers, are combined with those before, then the lanes with each other (Chan, Golub and
+ * LeVeque 1979).
  */
 export function momentsOf(lanes: number, width: 1 | 4): string {
-  const fold = treeFold("partial", (a, b) => `${a} + ${b}`, lanes);
+  const sum = (term: (k: number) => string) =>
+    Array.from({ length: BLOCK }, (_, k) => term(k)).join(" + ");
+  const components = width === 4
+    ? `let mean = dot(means, V(0.25));
+    let off = means - mean;
+    partial[lane] = vec3f(4.0 * n, mean, dot(squares + n * off * off, V(1.0)));`
+    : "partial[lane] = vec3f(n, means, squares);";
   return `
   alias V = ${width === 4 ? "vec4f" : "f32"};
-  var<workgroup> partial: array<vec2f, ${lanes}>;
-  fn total(v: V) -> f32 { return ${width === 4 ? "dot(v, V(1.0))" : "v"}; }
+  var<workgroup> partial: array<vec3f, ${lanes}>;
+  fn joined(a: vec3f, b: vec3f) -> vec3f {
+    let n = a.x + b.x;
+    let d = b.y - a.y;
+    let share = b.x / max(n, 1.0);
+    return vec3f(n, a.y + d * share, a.z + b.z + d * d * a.x * share);
+  }
   fn moments(lane: u32, first: u32, end: u32) -> vec2f {
-    let count = f32((end - first) * ${width}u);
-    var sum = V();
-    for (var i = first + lane; i < end; i += ${lanes}u) { sum += V(x[i]); }
-    partial[lane] = vec2f(total(sum), 0.0);
-    ${fold}
-    let mean = partial[0].x / count;
-    workgroupBarrier();
-    var d1 = V();
-    var d2 = V();
-    for (var i = first + lane; i < end; i += ${lanes}u) {
-      let d = V(x[i]) - mean;
-      d1 += d;
-      d2 += d * d;
+    var n = 0.0;
+    var means = V();
+    var squares = V();
+    var i = first;
+    for (; i + ${BLOCK * lanes}u <= end; i += ${BLOCK * lanes}u) {
+      ${each(BLOCK, (k) => `let v${k} = V(x[i + lane + ${k * lanes}u]);`)}
+      let mean = (${sum((k) => `v${k}`)}) * ${1 / BLOCK};
+      ${each(BLOCK, (k) => `let d${k} = v${k} - mean;`)}
+      let d = mean - means;
+      let share = ${BLOCK}.0 / (n + ${BLOCK}.0);
+      means += d * share;
+      squares += ${sum((k) => `d${k} * d${k}`)} + d * d * (n * share);
+      n += ${BLOCK}.0;
     }
-    partial[lane] = vec2f(total(d1), total(d2));
-    ${fold}
-    let shift = partial[0].x / count;
-    return vec2f(mean + shift, partial[0].y - shift * partial[0].x);
+    for (i += lane; i < end; i += ${lanes}u) {
+      let d = V(x[i]) - means;
+      n += 1.0;
+      means += d / n;
+      squares += d * d * ((n - 1.0) / n);
+    }
+    ${components}
+    ${treeFold("partial", (a, b) => `joined(${a}, ${b})`, lanes)}
+    return partial[0].yz;
   }`;
 }
