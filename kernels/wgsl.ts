@@ -189,7 +189,7 @@ export function cubicWgsl(a: number): string {
 }
 
 /** Elements that a lane of `moments` takes at once. */
-const BLOCK = 8;
+const BLOCK = 4;
 
 /**
  * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum
