@@ -19,10 +19,10 @@ export const BATCH = 128;
 const BIND_GROUPS = 8192;
 
 /**
- * Bind groups that may wait to be collected: a few long-dead thousand show in the resident set, and
+ * Bind groups that may wait to be collected: thousands show in the resident set, and
  * the software driver maps a page for each, of which a process has 65,530.
  */
-const MOST_DROPPED = 4096;
+const MOST_DROPPED = 2048;
 
 /** A dispatch that is ready to be encoded, all but its bind group. */
 export interface Command {
