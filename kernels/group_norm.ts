@@ -126,11 +126,16 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
   }),
 });
 
-/** The arrays of weight and bias, which may be missing, and what follows the normalisation. */
+/**
+ * The arrays of weight and bias, which may be missing, and what follows the normalisation. They are
+ * read once a channel: what a loop reads from storage besides `x` would cost as much as that.
+ */
 function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Launch<Attributes>): {
   variant: string;
   read: Record<string, Binding>;
-  /** WGSL: `affine(normal, channel)`. */
+  /** WGSL: declares `gain` and `shift` of a `channel`, given `scale`, one over the deviation. */
+  begin: string;
+  /** WGSL: `affine(distance, gain, shift)` of a distance from the mean. */
   wgsl: string;
 } {
   return {
@@ -139,11 +144,12 @@ function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Laun
       ...(weight && { weight: scalars(weight) }),
       ...(bias && { bias: scalars(bias) }),
     },
+    begin: `
+        let gain = scale${weight ? " * f32(weight[channel])" : ""};
+        let shift = ${bias ? "f32(bias[channel])" : "0.0"};`,
     wgsl: `
-      fn affine(normal: V, channel: u32) -> V {
-        let y = normal${weight ? " * f32(weight[channel])" : ""}${
-      bias ? " + f32(bias[channel])" : ""
-    };
+      fn affine(distance: V, gain: f32, shift: f32) -> V {
+        let y = distance * gain + shift;
         return ${activation === "silu" ? "y / (1.0 + exp(-y))" : "y"};
       }`,
   };
@@ -174,9 +180,10 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
       let scale = inverseSqrt(m.y / f32(p.length * ${width}u) + p.eps);
       for (var c = lane / p.columns; c < p.group_channels; c += ${lanes}u / p.columns) {
         let channel = group % p.groups * p.group_channels + c;
+        ${affine.begin}
         let end = first + (c + 1u) * p.inner;
         for (var at = end - p.inner + lane % p.columns; at < end; at += p.columns) {
-          out[at] = out_t(affine((V(x[at]) - m.x) * scale, channel));
+          out[at] = out_t(affine(V(x[at]) - m.x, gain, shift));
         }
       }`,
   });
@@ -202,10 +209,11 @@ function normalizeBy(launch: Launch<Attributes>, groups: Groups, moments: Tensor
       let channel = group % p.groups * p.group_channels + wg.y;
       let m = moments[group];
       let scale = inverseSqrt(m.y + p.eps);
+      ${affine.begin}
       let row = group * p.length - p.base + wg.y * p.inner;
       let end = row + min((wg.x + 1u) * ${chunk}u, p.inner);
       for (var i = row + wg.x * ${chunk}u + lane; i < end; i += ${lanes}u) {
-        out[i] = out_t(affine((V(x[i]) - m.x) * scale, channel));
+        out[i] = out_t(affine(V(x[i]) - m.x, gain, shift));
       }`,
   });
 }
