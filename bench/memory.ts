@@ -57,6 +57,7 @@ export const PLAIN_GPU: Likeness = {
     f16: true,
     timestamps: false,
     subgroups: true,
+    immediates: false,
     subgroupMatrix: null,
   },
 };

@@ -16,6 +16,7 @@ import {
 } from "./dtype.ts";
 import { GpuError, ShapeError } from "./errors.ts";
 import type { Dispatch, TapeEntry } from "./kernel.ts";
+import { immediateLimits } from "./immediates.ts";
 import { napUntil } from "./nap.ts";
 import { Plan } from "./plan.ts";
 import { type OpCost, Profiler, type ProfileRow } from "./profiler.ts";
@@ -57,6 +58,8 @@ export interface DeviceInfo {
   readonly timestamps: boolean;
   /** Subgroup operations in shaders. */
   readonly subgroups: boolean;
+  /** Immediate data in shaders: constants of a pass, 16 bytes at least. */
+  readonly immediates: boolean;
   /** Matrix units; `null` unless asked for by `experimental` and usable. */
   readonly subgroupMatrix: SubgroupMatrix | null;
 }
@@ -84,12 +87,17 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const { vendor, architecture } = adapter.info;
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
   if (options.experimental) wanted.push(SUBGROUP_MATRIX);
+  const extra = immediateLimits(found.gpu, adapter);
   const gpu = await adapter.requestDevice({
     requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
-    requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
+    requiredLimits: {
+      ...Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
+      ...extra,
+    },
   });
+  const immediates = "maxImmediateSize" in extra;
   const subgroupMatrix = await findSubgroupMatrix(gpu, adapter.info);
-  return new Device(gpu, { ...found, vendor, architecture, subgroupMatrix }, options);
+  return new Device(gpu, { ...found, vendor, architecture, immediates, subgroupMatrix }, options);
 }
 
 /** An open GPU device. Made by {@link openDevice}. */
@@ -117,13 +125,15 @@ export class Device implements Disposable {
     options: DeviceOptions,
   ) {
     this.gpu = gpu;
-    const { implementation, software, description, vendor, architecture, subgroupMatrix } = found;
+    const { implementation, software, description, vendor, architecture } = found;
+    const { immediates, subgroupMatrix } = found;
     this.info = {
       implementation,
       software,
       description,
       vendor,
       architecture,
+      immediates,
       subgroupMatrix,
       f16: gpu.features.has("shader-f16"),
       timestamps: gpu.features.has("timestamp-query"),
@@ -133,7 +143,7 @@ export class Device implements Disposable {
       this.#failure ??= error;
     };
     // What the compiler says of a shader is worth more than the refusals that follow from it.
-    this.#queue = new CommandQueue(gpu, software, (error) => {
+    this.#queue = new CommandQueue(gpu, { software, immediates }, (error) => {
       this.#failure = error;
     });
     const host = {

@@ -122,6 +122,11 @@ export interface Dispatch {
   readonly workgroup: readonly [number, number, number];
   /** Workgroups. */
   readonly workgroups: readonly [number, number, number];
+  /**
+   * Whether the text reads `digits`, the vector (0, 1, 2, 3) as immediate data, for which the device
+   * must have room (`DeviceInfo.immediates`).
+   */
+  readonly immediates?: boolean;
   /** WGSL directives that the text needs, one a line; `enable f16;` is added by the door. */
   readonly directives?: string;
   /** Built-in values that the text needs besides those above: parameters of the entry point. */

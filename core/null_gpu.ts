@@ -37,6 +37,7 @@ function nullGpu({ limits, features }: Likeness["gpu"]): GPUDevice {
   const pass = {
     setPipeline: nothing,
     setBindGroup: nothing,
+    setImmediates: nothing,
     dispatchWorkgroups: nothing,
     end: nothing,
   };

@@ -5,7 +5,9 @@
  * @module
  */
 
+import type { DeviceInfo } from "./device.ts";
 import { GpuError } from "./errors.ts";
+import { IMMEDIATE_BYTES, setImmediates } from "./immediates.ts";
 import type { Dispatch } from "./kernel.ts";
 import type { Profiler } from "./profiler.ts";
 import { collectGarbage, runtime } from "./runtime.ts";
@@ -53,6 +55,7 @@ interface Pipeline {
 export class CommandQueue {
   readonly #gpu: GPUDevice;
   readonly #software: boolean;
+  readonly #immediates: boolean;
   readonly #fail: (error: GpuError) => void;
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #layouts = new Map<string, Layout>();
@@ -74,10 +77,15 @@ export class CommandQueue {
   /** Dispatches and submissions so far. */
   readonly counts = { dispatches: 0, submissions: 0 };
 
-  /** `software`: the adapter computes on the CPU. `fail` takes errors that arrive asynchronously. */
-  constructor(gpu: GPUDevice, software: boolean, fail: (error: GpuError) => void) {
+  /** `fail` takes errors that arrive asynchronously. */
+  constructor(
+    gpu: GPUDevice,
+    { software, immediates }: Pick<DeviceInfo, "software" | "immediates">,
+    fail: (error: GpuError) => void,
+  ) {
     this.#gpu = gpu;
     this.#software = software;
+    this.#immediates = immediates;
     this.#fail = fail;
     this.#uniforms = gpu.createBuffer({
       size: BATCH * UNIFORM_BYTES,
@@ -180,7 +188,10 @@ export class CommandQueue {
         buffer,
       })),
     });
-    const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [bind] });
+    const pipeline = this.#gpu.createPipelineLayout({
+      bindGroupLayouts: [bind],
+      immediateSize: this.#immediates ? IMMEDIATE_BYTES : 0,
+    });
     const made = { key, bind, pipeline };
     this.#layouts.set(key, made);
     return made;
@@ -255,7 +266,9 @@ export class CommandQueue {
     this.#encoder ??= this.#gpu.createCommandEncoder();
     if (this.#pass) return this.#pass;
     const timestampWrites = this.profiler?.next();
-    return this.#pass = this.#encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
+    this.#pass = this.#encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
+    if (this.#immediates) setImmediates(this.#pass);
+    return this.#pass;
   }
 
   #closePass(): void {

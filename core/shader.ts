@@ -11,8 +11,8 @@ export const UNIFORM_BYTES = 256;
 
 /** Identifies the shader of a dispatch: equal keys mean equal text. */
 export function shaderKey(kernel: string, dispatch: Dispatch): string {
-  let key = `${dispatch.family ?? kernel}${
-    dispatch.foldable ? " folded" : ""
+  let key = `${dispatch.family ?? kernel}${dispatch.foldable ? " folded" : ""}${
+    dispatch.immediates ? " immediates" : ""
   }|${dispatch.variant}|${dispatch.workgroup}`;
   for (const name in dispatch.read) {
     const { type, uniform } = dispatch.read[name];
@@ -44,6 +44,7 @@ export function shaderText(dispatch: Dispatch): string {
     lines.push(`struct Params { ${fields} }`);
     lines.push(`@group(0) @binding(${binding}) var<uniform> p: Params;`);
   }
+  if (dispatch.immediates) lines.push("var<immediate> digits: vec4u;");
   if (dispatch.declarations) lines.push(dispatch.declarations());
   const size = dispatch.workgroup.join(", ");
   if (dispatch.foldable) {
@@ -68,7 +69,8 @@ export function shaderText(dispatch: Dispatch): string {
   );
   const text = lines.join("\n");
   const enable = /\bf16\b/.test(text) ? "enable f16;\n" : "";
-  return `${enable}${dispatch.directives ?? ""}${text}`;
+  const requires = dispatch.immediates ? "requires immediate_address_space;\n" : "";
+  return `${enable}${requires}${dispatch.directives ?? ""}${text}`;
 }
 
 /** Workgroups that are folded into one at most, and those that must be left for all cores. */

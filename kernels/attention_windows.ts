@@ -11,9 +11,10 @@ import { bytesPerElement } from "../core/dtype.ts";
 import { f32, type Launch, scalars, u32, vectors, window, WINDOW_BYTES } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { AttentionGeometry } from "./attention_reference.ts";
-import { windowLoader } from "./gemm_registers.ts";
 import { panelsOf } from "./panels.ts";
+import { variantsOf } from "./variants.ts";
 import { each } from "./wgsl.ts";
+import { walk, walkDeclarations, windowLoader } from "./windows.ts";
 
 const LANES = 8;
 /** 4-vectors of queries of a lane, and of keys of a tile. */
@@ -81,6 +82,7 @@ export function attentionWindows(
   const rowsTogether = Math.max(1, Math.min(g.rows, Math.floor(SUM_BYTES / 4 / rowSums)));
   const sums = temporary([rowsTogether * rowSums], "f32");
   const whole = queries % 4 === 0;
+  const { immediates } = variantsOf(launch.device);
 
   for (let first = 0; first < g.rows; first += rowsTogether) {
     const rows = Math.min(rowsTogether, g.rows - first);
@@ -96,6 +98,7 @@ export function attentionWindows(
             const vectorBytes = 4 * bytesPerElement(k.dtype);
             dispatch({
               variant: `windows ${whole}`,
+              immediates,
               read: {
                 q: whole ? vectors(q) : scalars(q),
                 k: shownK.binding,
@@ -124,8 +127,10 @@ export function attentionWindows(
               },
               workgroup: [LANES, 1, 1],
               workgroups: [blocks, hs, group.rows],
-              declarations: () => declarations(whole, panels),
-              main,
+              declarations: () => `
+                ${declarations(whole, panels)}
+                ${walkDeclarations(immediates)}`,
+              main: () => main(immediates),
             });
           }
         }
@@ -167,7 +172,7 @@ function declarations(
     }`;
 }
 
-function main(): string {
+function main(immediates: boolean): string {
   const tile = (text: (key: number, h: number) => string) =>
     each(TILE, (key) => each(NQ, (h) => text(key, h)));
   const part = (name: string, key: number) => `${name}${key >> 2}.${"xyzw"[key & 3]}`;
@@ -190,24 +195,25 @@ function main(): string {
       for (var t = 0u; t < p.count; t++) {
         let key = (p.tile + t) * ${TILE}u;
         if (p.causal == 1u && key >= (wg.x + 1u) * ${BLOCK}u) { break; }
-        let at_k = p.k0 + wg.y * p.item + t * p.depth;
-        let at_v = p.v0 + wg.y * p.item + t * p.depth;
+        let tile = wg.y * p.item + t * p.depth;
         ${tile((j, h) => `var s${j}_${h} = vec4f();`)}
-        for (var c = 0u; c < p.d; c += 2u) {
+        ${
+    walk(
+      { immediates, rows: "p.d", step: 2, stride: NK, from: { at_k: "p.k0 + tile" } },
+      `
           // Behind an odd end the keys are zero.
-          let more = tokens + min(c + 1u, p.d - 1u) * p.queries;
-          ${each(NQ, (h) => `let q0_${h} = load_q(tokens + c * p.queries, token + ${4 * h}u);`)}
+          let more = tokens + min(k + 1u, p.d - 1u) * p.queries;
+          ${each(NQ, (h) => `let q0_${h} = load_q(tokens + k * p.queries, token + ${4 * h}u);`)}
           ${each(NQ, (h) => `let q1_${h} = load_q(more, token + ${4 * h}u);`)}
-          ${each(NK, (j) => `let a${j} = load_k(at_k + c * ${NK}u + ${j}u);`)}
-          ${each(NK, (j) => `let b${j} = load_k(at_k + c * ${NK}u + ${NK + j}u);`)}
+          ${each(2 * NK, (j) => `let a${j} = load_k(at_k + ${j}u);`)}
           ${
-    tile((j, h) =>
-      `s${j}_${h} = fma(vec4f(${part("b", j)}), q1_${h}, fma(vec4f(${
-        part("a", j)
-      }), q0_${h}, s${j}_${h}));`
+        tile((j, h) => {
+          const first = `fma(vec4f(${part("a", j)}), q0_${h}, s${j}_${h})`;
+          return `s${j}_${h} = fma(vec4f(${part("a", TILE + j)}), q1_${h}, ${first});`;
+        })
+      }`,
     )
   }
-        }
         // Loops of a length that the compiler does not know: unrolled, they take it seconds.
         var w = array<vec4f, ${TILE * NQ}>(${
     Array.from({ length: TILE * NQ }, (_, i) => `s${Math.floor(i / NQ)}_${i % NQ}`).join(", ")
@@ -232,13 +238,17 @@ function main(): string {
         }
         ${tile((j, h) => `s${j}_${h} = w[${NQ * j + h}];`)}
         let begun = p.begun + t > 0u;
-        for (var c = 0u; c < p.d; c++) {
-          let at = home + c * ${LANES * NQ}u;
-          ${each(NK, (j) => `let a${j} = load_v(at_v + c * ${NK}u + ${j}u);`)}
+        ${
+    walk(
+      { immediates, rows: "p.d", step: 1, stride: NK, from: { at_v: "p.v0 + tile" } },
+      `
+          let at = home + k * ${LANES * NQ}u;
+          ${each(NK, (j) => `let a${j} = load_v(at_v + ${j}u);`)}
           ${each(NQ, (h) => `var o${h} = select(vec4f(), sums[at + ${h}u] * f${h}, begun);`)}
           ${tile((j, h) => `o${h} = fma(vec4f(${part("a", j)}), s${j}_${h}, o${h});`)}
-          ${each(NQ, (h) => `sums[at + ${h}u] = o${h};`)}
-        }
+          ${each(NQ, (h) => `sums[at + ${h}u] = o${h};`)}`,
+    )
+  }
       }
       if (p.last == 1u) {
         for (var c = 0u; c < p.d; c++) {

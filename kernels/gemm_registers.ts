@@ -27,8 +27,9 @@ import {
   readsVectors,
 } from "./gemm.ts";
 import { PANEL, panelsOf } from "./panels.ts";
-import { UNPACK } from "./quantized.ts";
+import { variantsOf } from "./variants.ts";
 import { each } from "./wgsl.ts";
+import { walk, walkDeclarations, windowLoader } from "./windows.ts";
 
 const LANES = 8;
 
@@ -72,27 +73,16 @@ function stretches(items: number, K: number, K4: number, rowBytes: number): Stre
   return found;
 }
 
-/** WGSL: `load_<name>(at)`, four neighbours in a window; addresses count vectors of four. */
-export function windowLoader(name: string, { dtype }: { readonly dtype: string }): string {
-  if (dtype === "u32") {
-    return `${UNPACK}
-       fn load_${name}(at: u32) -> vec4f { return unpack(${name}[at / 4u][at % 4u]); }`;
-  }
-  return dtype === "f16"
-    ? `fn load_${name}(at: u32) -> vec4f {
-         let i = at % 2u * 2u;
-         let low = unpack2x16float(${name}[at / 2u][i]);
-         return vec4f(low, unpack2x16float(${name}[at / 2u][i + 1u]));
-       }`
-    : `fn load_${name}(at: u32) -> vec4f { return ${name}[at]; }`;
-}
-
 /** Runs the dispatches of a product whose shared operand is `panels`, part by part. */
 function inWindows(
-  { dispatch, temporary }: GemmLaunch,
+  { device, dispatch, temporary }: GemmLaunch,
   product: Gemm & { readonly a: Panels },
   panels: Tensor,
-  make: (stretch: Stretch, product: Gemm) => Omit<Dispatch, "read" | "write" | "params"> & {
+  make: (
+    stretch: Stretch,
+    product: Gemm,
+    immediates: boolean,
+  ) => Omit<Dispatch, "read" | "write" | "params"> & {
     readonly read: Dispatch["read"];
     readonly params: Dispatch["params"];
   },
@@ -103,6 +93,7 @@ function inWindows(
   const vectorBytes = panels.dtype === "u32" ? 4 : 4 * bytesPerElement(panels.dtype);
   const parts = stretches(items, product.K, K4, rowBytes);
   const { out } = product;
+  const { immediates } = variantsOf(device);
   // Parts of a sum are added up in f32, whatever the output is.
   const sums = parts[0].part !== "all" && out.tensor.dtype !== "f32"
     ? temporary(out.tensor.shape, "f32")
@@ -112,11 +103,12 @@ function inWindows(
     const target = sums ? { ...product, out: { ...out, tensor: sums } } : product;
     const shared = epilogue(target, sums && part === "last" ? "middle" : part);
     const { binding, first } = window(panels, (firstItem * K4 + k0) * rowBytes);
-    const made = make(stretch, target);
+    const made = make(stretch, target, immediates);
     dispatch({
       ...made,
       family: "gemm",
       variant: `${made.variant} ${panels.dtype} ${shared.variant}`,
+      immediates,
       read: {
         // `window` knows panels of floats only.
         w: binding,
@@ -135,6 +127,7 @@ function inWindows(
       },
       declarations: () => `
         ${windowLoader("w", panels)}
+        ${walkDeclarations(immediates)}
         ${made.declarations?.() ?? ""}
         ${shared.declarations}`,
     });
@@ -185,7 +178,7 @@ export function weightWindows(
   const vectorsA = rows / 4;
   const vectorsB = columns / 4;
   const batches = matrices > 1 ? 1 : matricesOf(product);
-  inWindows(launch, product, panels, ({ items }, target) => {
+  inWindows(launch, product, panels, ({ items }, target, immediates) => {
     const b = reader("b", target);
     return {
       variant: `windows ${rows}x${columns} ${b.variant}`,
@@ -201,30 +194,33 @@ export function weightWindows(
         if (m0 >= p.M) { return; }
         let n0 = (wg.x * ${LANES}u + lid.x) * ${columns}u;
         ${b.begin}
-        var at_w = p.first + item * p.K4 * ${PANEL / 4}u + wg.y % ${sub}u * ${vectorsA}u;
+        let from_w = p.first + item * p.K4 * ${PANEL / 4}u + wg.y % ${sub}u * ${vectorsA}u;
         let at_b = ${b.at("n0", "p.k0")};
         let step_b = ${b.step};
         ${each(rows, (m) => each(vectorsB, (j) => `var c${m}_${j} = vec4f();`))}
-        for (var k = 0u; k < p.depth; k += ${STEPS}u) {
+        ${
+        walk(
+          { immediates, rows: "p.depth", step: STEPS, stride: PANEL / 4, from: { at_w: "from_w" } },
+          `
           // Behind the end the weights are zero; columns are read again, as any numbers do.
           ${
-        each(STEPS, (u) => `
+            each(STEPS, (u) => `
           let from${u} = at_b + min(k + ${u}u, p.depth - 1u) * step_b;
           ${each(vectorsB, (j) => `let b${u}_${j} = load_b(${b.next(`from${u}`, j)});`)}
           ${each(vectorsA, (i) => `let a${u}_${i} = load_w(at_w + ${PANEL / 4 * u + i}u);`)}`)
-      }
+          }
           ${
-        each(rows, (m) =>
-          each(vectorsB, (j) => {
-            let sum = `c${m}_${j}`;
-            for (let u = 0; u < STEPS; u++) {
-              sum = `fma(vec4f(a${u}_${m >> 2}.${"xyzw"[m & 3]}), b${u}_${j}, ${sum})`;
-            }
-            return `c${m}_${j} = ${sum};`;
-          }))
+            each(rows, (m) =>
+              each(vectorsB, (j) => {
+                let sum = `c${m}_${j}`;
+                for (let u = 0; u < STEPS; u++) {
+                  sum = `fma(vec4f(a${u}_${m >> 2}.${"xyzw"[m & 3]}), b${u}_${j}, ${sum})`;
+                }
+                return `c${m}_${j} = ${sum};`;
+              }))
+          }`,
+        )
       }
-          at_w += ${PANEL / 4 * STEPS}u;
-        }
         ${storeBlock(rows, vectorsB)}`,
     };
   });
@@ -259,7 +255,7 @@ export function columnBlocks(
   const width = N <= 4 ? 4 : N <= 8 ? 8 : 16;
   const perMatrix = Math.ceil(N / width);
   const panels = panelsOf(launch, b, { extent: N, K, batch }, width);
-  inWindows(launch, product, panels, ({ items }, target) => {
+  inWindows(launch, product, panels, ({ items }, target, immediates) => {
     const a = reader("a", target);
     const vectorsB = width / 4;
     return {
@@ -275,15 +271,23 @@ export function columnBlocks(
         let n0 = (p.firstItem + wg.y) % p.perMatrix * ${width}u;
         ${a.begin}
         var at_a = ${a.at("m0", "p.k0")};
-        var at_w = p.first + wg.y * p.K4 * ${vectorsB}u;
         ${each(width, (n) => `var r${n} = vec4f();`)}
-        for (var k = 0u; k < p.depth; k++) {
+        ${
+        walk(
+          {
+            immediates,
+            rows: "p.depth",
+            step: 1,
+            stride: vectorsB,
+            from: { at_w: `p.first + wg.y * p.K4 * ${vectorsB}u` },
+          },
+          `
           let a = load_a(at_a);
           ${each(vectorsB, (j) => `let b${j} = load_w(at_w + ${j}u);`)}
           ${each(width, (n) => `r${n} = fma(a, vec4f(b${n >> 2}.${"xyzw"[n & 3]}), r${n});`)}
-          at_a += ${a.step};
-          at_w += ${vectorsB}u;
-        }
+          at_a += ${a.step};`,
+        )
+      }
         ${
         each(4, (m) =>
           each(vectorsB, (j) => {

@@ -45,6 +45,7 @@ export const VARIANT_CANDIDATES: {
     { rows: 64, columns: 64, depth: 16, own: [32, 32], least: 32 },
   ]),
   block: [[4, 4], [8, 8], [16, 8], [32, 8], [16, 16]],
+  immediates: [true, false],
   winograd: THRESHOLDS.flatMap((two) => THRESHOLDS.map((four) => ({ two, four }))),
   attention: ["windows", "lanes", "tiles", "matrix"],
   wideRows: [false, true],
@@ -67,6 +68,7 @@ export function tuningKey({ info }: Pick<Device, "info">): string {
   const features = [
     info.f16 && "f16",
     info.subgroups && "subgroups",
+    info.immediates && "immediates",
     info.subgroupMatrix && "matrix",
   ].filter((feature) => feature);
   return [description, implementation, vendor, architecture, features.join(" ")].join(" | ");

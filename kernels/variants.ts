@@ -51,6 +51,11 @@ export interface Variants {
   readonly matrices: readonly Tile[];
   /** Rows and columns of sums in a lane (`windows`, `registers`). */
   readonly block: readonly [rows: number, columns: number];
+  /**
+   * Whether the forms `windows` build the addresses that all lanes share from immediate data, which a
+   * driver knows to be the same everywhere: it then reads once, not once a lane.
+   */
+  readonly immediates: boolean;
   /** Least number of outputs of an image from which 3×3 convolutions use F(2×2) and F(4×4). */
   readonly winograd: { readonly two: number; readonly four: number };
   /** Form of attention. */
@@ -94,9 +99,22 @@ const GPU: Omit<Variants, "name"> = {
   tiles: TILES,
   matrices: MATRICES,
   block: [16, 8],
+  immediates: false,
   winograd: { two: Infinity, four: Infinity },
   attention: "tiles",
   wideRows: true,
+};
+
+/** What adapters have in common that compute on the CPU. */
+const SOFTWARE: Omit<Variants, "name"> = {
+  gemm: "windows",
+  tiles: TILES,
+  matrices: MATRICES,
+  block: [32, 8],
+  immediates: false,
+  winograd: { two: 64, four: 1024 },
+  attention: "windows",
+  wideRows: false,
 };
 
 /** Whether an adapter was made by a vendor, given its names and its number in the PCI registry. */
@@ -108,17 +126,16 @@ function madeBy(names: RegExp, pci: number): VariantRow["matches"] {
 /** The table. */
 export const VARIANT_TABLE: readonly VariantRow[] = [
   {
-    matches: ({ software }) => software,
+    matches: ({ software, immediates }) => software && immediates,
     variants: {
-      name: "software, SIMD vectors of 8 lanes (llvmpipe, SwiftShader)",
-      gemm: "windows",
-      tiles: TILES,
-      matrices: MATRICES,
-      block: [32, 8],
-      winograd: { two: 64, four: 1024 },
-      attention: "windows",
-      wideRows: false,
+      ...SOFTWARE,
+      name: "software, SIMD vectors of 8 lanes, immediate data (llvmpipe through Dawn)",
+      immediates: true,
     },
+  },
+  {
+    matches: ({ software }) => software,
+    variants: { ...SOFTWARE, name: "software, SIMD vectors of 8 lanes (llvmpipe, SwiftShader)" },
   },
   {
     matches: ({ subgroupMatrix }) => subgroupMatrix !== null,

@@ -2,6 +2,7 @@
 
 import { create, globals } from "webgpu";
 import { Device } from "../core/device.ts";
+import { immediateLimits } from "../core/immediates.ts";
 import { findGpu } from "../core/runtime.ts";
 import { SUBGROUP_MATRIX, type SubgroupMatrix } from "../core/subgroup_matrix.ts";
 
@@ -18,6 +19,7 @@ export async function openNull(): Promise<GPUDevice> {
   const adapter = await gpu.requestAdapter();
   return await adapter!.requestDevice({
     requiredFeatures: ["shader-f16", "subgroups", SUBGROUP_MATRIX],
+    requiredLimits: immediateLimits(gpu, adapter!),
   });
 }
 
@@ -62,6 +64,7 @@ export function intercepted(
     description: "an adapter made up for a test",
     vendor: "",
     architecture: "",
+    immediates: false,
     subgroupMatrix: null,
     ...found,
   }, {});

@@ -56,6 +56,7 @@ function madeUp(info: Partial<DeviceInfo>): { info: DeviceInfo } {
       f16: true,
       timestamps: true,
       subgroups: true,
+      immediates: false,
       subgroupMatrix: null,
       ...info,
     },

@@ -82,6 +82,15 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
       cases(...products),
     ),
     winogradDecision(row, extent),
+    // Where the table does not name them, the adapter lacks them.
+    ...(row.immediates
+      ? [simple(
+        "immediates",
+        candidatesOf("immediates", row),
+        costliest(...products, "attention"),
+        cases(...products, "attention"),
+      )]
+      : []),
     simple("attention", candidatesOf("attention", row), costliest("attention"), cases("attention")),
     simple("wideRows", candidatesOf("wideRows", row), costliest(...norms), cases(...norms)),
   ];
