@@ -24,6 +24,9 @@ const TILE = 4 * NK;
 /** Queries of a workgroup. */
 const BLOCK = 4 * NQ * LANES;
 
+/** WGSL: where a lane's state `i` lies behind its first. Drivers unroll what is no loop to them. */
+const STATE_AT = `i / ${NQ}u * ${LANES * NQ}u + i % ${NQ}u`;
+
 /** Bytes of the temporary that holds unfinished sums, as far as one row fits. */
 const SUM_BYTES = 2 ** 25;
 
@@ -121,6 +124,7 @@ export function attentionWindows(
                 item: u32(tiles * d4 * NK),
                 depth: u32(d4 * NK),
                 begun: u32(slot + tile > 0 ? 1 : 0),
+                states: u32(2 * NQ),
                 keys: u32(TILE),
                 causal: u32(g.causal ? 1 : 0),
                 last: u32(slot === g.sources - 1 && tile + count >= used ? 1 : 0),
@@ -183,15 +187,15 @@ function main(immediates: boolean): string {
       let tokens = (row * p.heads + head) * p.d * p.queries;
       let home = ((((p.slot + wg.z) * p.heads + head) * grid.x + wg.x) * (p.d + 2u) * ${LANES}u
         + lane) * ${NQ}u;
+      // Maxima, then sums, of what other windows showed.
       let state = home + p.d * ${LANES * NQ}u;
-      ${
-    each(NQ, (h) => `
-      var m${h} = vec4f(LOW);
-      var l${h} = vec4f();
-      if (p.begun == 1u) { m${h} = sums[state + ${h}u]; l${h} = sums[state + ${
-      LANES * NQ + h
-    }u]; }`)
-  }
+      var states = array<vec4f, ${2 * NQ}>(${
+    Array.from({ length: 2 * NQ }, (_, i) => i < NQ ? "vec4f(LOW)" : "vec4f()").join(", ")
+  });
+      if (p.begun == 1u) {
+        for (var i = 0u; i < p.states; i++) { states[i] = sums[state + ${STATE_AT}]; }
+      }
+      ${each(NQ, (h) => `var m${h} = states[${h}]; var l${h} = states[${NQ + h}];`)}
       for (var t = 0u; t < p.count; t++) {
         let key = (p.tile + t) * ${TILE}u;
         if (p.causal == 1u && key >= (wg.x + 1u) * ${BLOCK}u) { break; }
@@ -250,14 +254,15 @@ function main(immediates: boolean): string {
     )
   }
       }
+      ${each(NQ, (h) => `states[${h}] = m${h}; states[${NQ + h}] = l${h};`)}
       if (p.last == 1u) {
         for (var c = 0u; c < p.d; c++) {
           let at = home + c * ${LANES * NQ}u;
-          ${
-    each(NQ, (h) => `store(tokens + c * p.queries, token + ${4 * h}u, sums[at + ${h}u] / l${h});`)
-  }
+          for (var h = 0u; 2u * h < p.states; h++) {
+            store(tokens + c * p.queries, token + 4u * h, sums[at + h] / states[${NQ}u + h]);
+          }
         }
       } else {
-        ${each(NQ, (h) => `sums[state + ${h}u] = m${h}; sums[state + ${LANES * NQ + h}u] = l${h};`)}
+        for (var i = 0u; i < p.states; i++) { sums[state + ${STATE_AT}] = states[i]; }
       }`;
 }

@@ -18,6 +18,7 @@ import { workgroupTiles } from "./gemm_tiles.ts";
 import { PANEL, panelReserve, panelsOf } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
 import { type GemmForm, variantsOf } from "./variants.ts";
+import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
 
 export type { GemmForm } from "./variants.ts";
 
@@ -104,13 +105,63 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   } else if (form === "windows" && M >= FEW_ROWS) {
     const [rows, columns] = variants.block;
     const small = M * N * product.K < SMALL_PRODUCT;
-    weightWindows(launch, inPanels(launch, inColumns(launch, product)), [
-      small ? Math.min(SMALL_ROWS, rows) : rows,
-      columns,
-    ]);
+    inWholeVectors(
+      launch,
+      inColumns(launch, product),
+      (product) =>
+        weightWindows(launch, inPanels(launch, product), [
+          small ? Math.min(SMALL_ROWS, rows) : rows,
+          columns,
+        ]),
+    );
   } else {
     registerBlocks(launch, product);
   }
+}
+
+/**
+ * Lets a product store whole vectors where its rows are none: with their ends in a temporary, of which
+ * the rest is copied. A short shader more, where a long one would be needed a second time.
+ */
+function inWholeVectors(
+  { dispatch, temporary }: GemmLaunch,
+  product: Gemm,
+  enqueue: (product: Gemm) => void,
+): void {
+  const { out, M, N, bias, biasAxis, residual } = product;
+  if (storesVectors(product) || residual || (bias && biasAxis === "column")) {
+    return enqueue(product);
+  }
+  const whole = Math.ceil(N / 4) * 4;
+  const matrices = matricesOf(product);
+  const tensor = temporary([matrices, M, whole], out.tensor.dtype);
+  enqueue({
+    ...product,
+    N: whole,
+    out: { tensor, offset: 0, major: whole, batch: M * whole },
+  });
+  dispatch({
+    family: "gemm",
+    variant: "whole vectors",
+    read: { padded: scalars(tensor) },
+    write: { out: scalars(out.tensor) },
+    params: {
+      N: u32(N),
+      M: u32(M),
+      rows: u32(matrices * M),
+      major: u32(whole),
+      outOffset: u32(out.offset),
+      outMajor: u32(out.major),
+      outBatch: u32(out.batch),
+    },
+    ...flatGrid(matrices * M * N),
+    main: () => `
+      ${FLAT_INDEX}
+      let row = i / p.N;
+      if (row >= p.rows) { return; }
+      let at = p.outOffset + row / p.M * p.outBatch + row % p.M * p.outMajor;
+      out[at + i % p.N] = padded[row * p.major + i % p.N];`,
+  });
 }
 
 /** Columns in a panel of a right operand: what the 8 lanes of a software adapter hold. */
@@ -163,8 +214,11 @@ export function matricesOf({ batch }: Gemm): number {
   return batch.reduce((count, extent) => count * extent, 1);
 }
 
-/** Bits of the parameter `flags`. */
-const FLAGS = { biasRow: 1, biasColumn: 2, embedding: 4, residual: 8, silu: 16, part: 32 };
+/** Bits of the parameter `flags`, which says what comes behind a sum. */
+export const FLAGS = { biasRow: 1, biasColumn: 2, embedding: 4, residual: 8, silu: 16, part: 32 };
+
+/** WGSL: `has(flag)`. */
+export const HAS_FLAG = "fn has(flag: u32) -> bool { return (p.flags & flag) != 0u; }";
 
 /** Bindings, parameters and WGSL that all forms share. */
 export interface Shared {
@@ -219,7 +273,7 @@ export function epilogue(
       flags: u32(flags),
     },
     declarations: `
-    fn has(flag: u32) -> bool { return (p.flags & flag) != 0u; }
+    ${HAS_FLAG}
     fn store(z: u32, m: u32, n: u32, sum: vec4f) {
       if (m >= p.M || n >= p.N) { return; }
       var v = sum${scale ? " * f32(scale[m])" : ""};

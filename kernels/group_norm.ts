@@ -22,6 +22,7 @@ import {
   f32,
   type Kernel,
   type Launch,
+  type Param,
   run,
   scalars,
   u32,
@@ -133,13 +134,16 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
 function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Launch<Attributes>): {
   variant: string;
   read: Record<string, Binding>;
+  /** `silu`: known at run time only, so that both layers of a block have one shader. */
+  params: Record<string, Param>;
   /** WGSL: declares `gain` and `shift` of a `channel`, given `scale`, one over the deviation. */
   begin: string;
   /** WGSL: `affine(distance, gain, shift)` of a distance from the mean. */
   wgsl: string;
 } {
   return {
-    variant: `${weight ? "weight" : ""} ${bias ? "bias" : ""} ${activation}`,
+    variant: `${weight ? "weight" : ""} ${bias ? "bias" : ""}`,
+    params: { silu: u32(activation === "silu" ? 1 : 0) },
     read: {
       ...(weight && { weight: scalars(weight) }),
       ...(bias && { bias: scalars(bias) }),
@@ -149,8 +153,9 @@ function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Laun
         let shift = ${bias ? "f32(bias[channel])" : "0.0"};`,
     wgsl: `
       fn affine(distance: V, gain: f32, shift: f32) -> V {
-        let y = distance * gain + shift;
-        return ${activation === "silu" ? "y / (1.0 + exp(-y))" : "y"};
+        var y = distance * gain + shift;
+        if (p.silu == 1u) { y = y / (1.0 + exp(-y)); }
+        return y;
       }`,
   };
 }
@@ -167,7 +172,7 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
     variant: `whole ${lanes} ${affine.variant}`,
     read: { x: bind(x), ...affine.read },
     write: { out: bind(output) },
-    params: { ...params, eps: f32(eps), columns: u32(columns) },
+    params: { ...params, ...affine.params, eps: f32(eps), columns: u32(columns) },
     workgroup: [lanes, 1, 1],
     workgroups: foldGroups(count),
     declarations: () => momentsOf(lanes, width) + affine.wgsl,
@@ -200,7 +205,7 @@ function normalizeBy(launch: Launch<Attributes>, groups: Groups, moments: Tensor
     variant: `apply ${lanes} ${affine.variant}`,
     read: { x: bind(x), moments: pairs(moments), ...affine.read },
     write: { out: bind(output) },
-    params: { ...params, eps: f32(eps) },
+    params: { ...params, ...affine.params, eps: f32(eps) },
     workgroup: [lanes, 1, 1],
     workgroups: [Math.ceil(inner / chunk), x.shape[1] / groupCount, count],
     declarations: () => `alias V = ${width === 4 ? "vec4f" : "f32"};` + affine.wgsl,

@@ -54,9 +54,10 @@ export function im2col(
   const [, C, H, W] = x.shape;
   const { kernel: [kh, kw], stride, dilation, padding } = window;
   const groups = patches.shape[2] / 4;
-  const inRow = outW % 4 === 0;
+  // Common windows, and many times the others' work: worth a shader each.
+  const shared = outW % 4 === 0 && stride.every((n) => n === 1);
   dispatch({
-    variant: `gather ${kh},${kw} ${stride} ${dilation} ${inRow}`,
+    variant: shared ? `gather ${kh},${kw} ${dilation}` : "gather",
     read: { x: scalars(x) },
     write: { patches: vectors(patches) },
     params: {
@@ -70,6 +71,12 @@ export function im2col(
       pixels: u32(rows * outW),
       top: u32(padding.top),
       left: u32(padding.left),
+      taps: u32(kh * kw),
+      tapsX: u32(kw),
+      strideY: u32(stride[0]),
+      strideX: u32(stride[1]),
+      dilationY: u32(dilation[0]),
+      dilationX: u32(dilation[1]),
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), C, images],
@@ -77,52 +84,49 @@ export function im2col(
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }
       let plane = (p.first + wg.z * p.C + wg.y) * p.H * p.W;
-      var at = (wg.z * p.C + wg.y) * ${kh * kw}u * p.groups + group;
-      ${inRow ? sharedTaps(window) : separateTaps(window)}`,
+      var at = (wg.z * p.C + wg.y) * p.taps * p.groups + group;
+      ${shared ? sharedTaps(window) : SEPARATE_TAPS}`,
   });
 }
 
-/** WGSL: the taps of four pixels of one output row, from one window of inputs a window row. */
-function sharedTaps({ kernel: [kh, kw], stride, dilation }: Window): string {
-  const width = 3 * stride[1] + (kw - 1) * dilation[1] + 1;
+/**
+ * WGSL: the taps of four pixels of one output row, one apart, from one window of inputs a window row.
+ */
+function sharedTaps({ kernel: [kh, kw], dilation }: Window): string {
   const indexes = (count: number) => Array.from({ length: count }, (_, i) => i);
   return `
-      let y = (p.row + group * 4u / p.outW) * ${stride[0]}u - p.top;
-      let left = group * 4u % p.outW * ${stride[1]}u - p.left;
+      let y = p.row + group * 4u / p.outW - p.top;
+      let left = group * 4u % p.outW - p.left;
       for (var u = 0u; u < ${kh}u; u++) {
         // Unsigned: what lies before the first row or column wraps to a large number.
         let iy = y + u * ${dilation[0]}u;
         let line = plane + min(iy, p.H - 1u) * p.W;
         let inside = iy < p.H;
         ${
-    indexes(width).map((i) => `
+    indexes(4 + (kw - 1) * dilation[1]).map((i) => `
         let c${i} = left + ${i}u;
         let x${i} = select(0.0, f32(x[line + min(c${i}, p.W - 1u)]), inside && c${i} < p.W);`)
       .join("")
   }
         ${
     indexes(kw).map((v) => {
-      const taps = indexes(4).map((n) => `x${n * stride[1] + v * dilation[1]}`);
+      const taps = indexes(4).map((n) => `x${n + v * dilation[1]}`);
       return `patches[at] = patches_t(vec4f(${taps.join(", ")})); at += p.groups;`;
     }).join("\n        ")
   }
       }`;
 }
 
-/** WGSL: the same where the four pixels may lie in different rows. */
-function separateTaps({ kernel: [kh, kw], stride, dilation }: Window): string {
-  return `
-      for (var tap = 0u; tap < ${kh * kw}u; tap++) {
+/** WGSL: the same for any window, where the four pixels may lie in different rows. */
+const SEPARATE_TAPS = `
+      for (var tap = 0u; tap < p.taps; tap++) {
         var v = vec4f();
         for (var n = 0u; n < 4u; n++) {
           let pixel = group * 4u + n;
-          let iy = (p.row + pixel / p.outW) * ${stride[0]}u + tap / ${kw}u * ${
-    dilation[0]
-  }u - p.top;
-          let ix = pixel % p.outW * ${stride[1]}u + tap % ${kw}u * ${dilation[1]}u - p.left;
+          let iy = (p.row + pixel / p.outW) * p.strideY + tap / p.tapsX * p.dilationY - p.top;
+          let ix = pixel % p.outW * p.strideX + tap % p.tapsX * p.dilationX - p.left;
           if (iy < p.H && ix < p.W && pixel < p.pixels) { v[n] = f32(x[plane + iy * p.W + ix]); }
         }
         patches[at] = patches_t(v);
         at += p.groups;
       }`;
-}

@@ -12,7 +12,7 @@
 
 import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { type Activation, COLUMNS, gemm, type GemmLaunch } from "./gemm.ts";
+import { type Activation, COLUMNS, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
 import { PANEL, panelReserve } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
 import type { Variants } from "./variants.ts";
@@ -304,7 +304,7 @@ function transformInput(
 /** `Y = Aᵀ M A` for four neighbouring tiles of one channel, then what is added to the sum. */
 function transformOutput(
   dispatch: Dispatching,
-  { output, scale, bias, embedding, residual, activation }: WinogradConvolution,
+  { x, output, scale, bias, embedding, residual, activation }: WinogradConvolution,
   { m, t, groupsX, tilesY }: Tiling,
   sums: Tensor,
   first: number,
@@ -312,12 +312,8 @@ function transformOutput(
   const [, O, outH] = output.shape;
   const { A } = TRANSFORMS[m];
   const groups = sums.shape[2] / 4;
-  const extras = {
-    ...(scale ? { scale: scalars(scale) } : {}),
-    ...(bias ? { bias: scalars(bias) } : {}),
-    ...(embedding ? { embedding: scalars(embedding) } : {}),
-    ...(residual ? { residual: vectors(residual) } : {}),
-  };
+  const flags = (bias ? FLAGS.biasRow : 0) | (embedding ? FLAGS.embedding : 0) |
+    (residual ? FLAGS.residual : 0) | (activation === "silu" ? FLAGS.silu : 0);
   const sum = (text: string) => scale ? `f32(scale[o]) * (${text})` : text;
   // A row of outputs: from vectors over the tiles to vectors over the pixels.
   const pixels = Array.from({ length: m }, (_, i) =>
@@ -326,8 +322,15 @@ function transformOutput(
       return `o${pixel % m}.${"xyzw"[Math.floor(pixel / m)]}`;
     }));
   dispatch({
-    variant: `winograd output ${m} ${Object.keys(extras)} ${activation}`,
-    read: { sums: vectors(sums), ...extras },
+    variant: `winograd output ${m} ${scale !== null}`,
+    read: {
+      sums: vectors(sums),
+      ...(scale ? { scale: scalars(scale) } : {}),
+      // A tensor that is absent is stood in for by one that is there; the flags keep it unread.
+      bias: scalars(bias ?? x),
+      embedding: scalars(embedding ?? x),
+      residual: vectors(residual ?? x),
+    },
     write: { out: vectors(output) },
     params: {
       first: u32(first),
@@ -338,9 +341,11 @@ function transformOutput(
       tilesY: u32(tilesY),
       O: u32(O),
       outH: u32(outH),
+      flags: u32(flags),
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), O, 1],
+    declarations: () => HAS_FLAG,
     main: () => `
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }
@@ -355,8 +360,9 @@ function transformOutput(
         ${each(t, (i) => `let m${i} = sums[at + ${i * t}u * step];`)}
         ${each(m, (u) => `columns[${u * t}u + j] = ${combination(A[u], "m")};`)}
       }
-      let base = 0.0 ${bias ? `+ f32(bias[o])` : ""}
-        ${embedding ? `+ f32(embedding[b * p.O + o])` : ""};
+      var base = 0.0;
+      if (has(${FLAGS.biasRow}u)) { base += f32(bias[o]); }
+      if (has(${FLAGS.embedding}u)) { base += f32(embedding[b * p.O + o]); }
       let y = row % p.tilesY * ${m}u;
       let to = ((b * p.O + o) * p.outH + y) * p.groupsX * ${m}u + g % p.groupsX * ${m}u;
       for (var u = 0u; u < p.m; u++) {
@@ -367,8 +373,8 @@ function transformOutput(
         for (var i = 0u; i < p.m; i++) {
           let at = to + u * p.groupsX * ${m}u + i;
           var v = pixels[i];
-          ${residual ? `v += vec4f(residual[at]);` : ""}
-          ${activation === "silu" ? `v = v / (1.0 + exp(-v));` : ""}
+          if (has(${FLAGS.residual}u)) { v += vec4f(residual[at]); }
+          if (has(${FLAGS.silu}u)) { v = v / (1.0 + exp(-v)); }
           out[at] = out_t(v);
         }
       }`,

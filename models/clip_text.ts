@@ -153,15 +153,23 @@ function network(root: Weights, config: ClipTextConfig): Network {
     ids: readonly number[][],
     added: Float32Array<ArrayBuffer>,
   ): ClipTextOutput => {
-    const at = slice(positions, [0], [ids[0].length], [0]);
-    let h = tokensLast(add(embed(ids, added), at));
+    // Rows of whole vectors need no shaders of their own. What stands behind a text does not change
+    // it, because attention is causal: the last token is repeated, and dropped again.
+    const [{ length }] = ids;
+    const places = Array.from(
+      { length: Math.ceil(length / 4) * 4 },
+      (_, i) => Math.min(i, length - 1),
+    );
+    const shown = (x: Tensor) => slice(tokensLast(x), [0], [length], [1]);
+    const texts = ids.map((row) => places.map((place) => row[place]));
+    let h = tokensLast(add(embed(texts, added), indexSelect(positions, 0, places)));
 
-    const hiddenStates = [tokensLast(h)];
+    const hiddenStates = [shown(h)];
     for (const layer of layers) {
       h = layer(h);
-      hiddenStates.push(tokensLast(h));
+      hiddenStates.push(shown(h));
     }
-    const lastHiddenState = tokensLast(finalNorm(h));
+    const lastHiddenState = shown(finalNorm(h));
     const ends = ids.map((row) => endPosition(row, config));
     const rows = ends.map((end, row) =>
       indexSelect(slice(lastHiddenState, [row], [row + 1], [0]), 1, [end]).reshape([width])
