@@ -203,7 +203,7 @@ function main(immediates: boolean): string {
         ${tile((j, h) => `var s${j}_${h} = vec4f();`)}
         ${
     walk(
-      { immediates, rows: "p.d", step: 2, stride: NK, from: { at_k: "p.k0 + tile" } },
+      { immediates, rows: "p.d", step: 2, stride: NK, address: "at_k", from: "p.k0 + tile" },
       `
           // Behind an odd end the keys are zero.
           let more = tokens + min(k + 1u, p.d - 1u) * p.queries;
@@ -244,7 +244,7 @@ function main(immediates: boolean): string {
         let begun = p.begun + t > 0u;
         ${
     walk(
-      { immediates, rows: "p.d", step: 1, stride: NK, from: { at_v: "p.v0 + tile" } },
+      { immediates, rows: "p.d", step: 1, stride: NK, address: "at_v", from: "p.v0 + tile" },
       `
           let at = home + k * ${LANES * NQ}u;
           ${each(NK, (j) => `let a${j} = load_v(at_v + ${j}u);`)}

@@ -87,11 +87,11 @@ const FEW_COLUMNS = 64;
 const FEW_ROWS = 16;
 
 /**
- * Products of fewer multiply-adds take blocks of fewer rows, whose shader is ready in half the time:
+ * Products of fewer multiply-adds take smaller blocks, whose shader is ready in half the time:
  * a model of small ones never needs the other.
  */
 const SMALL_PRODUCT = 2 ** 26;
-const SMALL_ROWS = 16;
+const SMALL_BLOCK = [16, 8] as const;
 
 /** Enqueues a product. */
 export function gemm(launch: GemmLaunch, product: Gemm): void {
@@ -104,15 +104,13 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
     columnBlocks(launch, inPanels(launch, product));
   } else if (form === "windows" && M >= FEW_ROWS) {
     const [rows, columns] = variants.block;
-    const small = M * N * product.K < SMALL_PRODUCT;
+    const block = M * N * product.K < SMALL_PRODUCT
+      ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
+      : variants.block;
     inWholeVectors(
       launch,
       inColumns(launch, product),
-      (product) =>
-        weightWindows(launch, inPanels(launch, product), [
-          small ? Math.min(SMALL_ROWS, rows) : rows,
-          columns,
-        ]),
+      (product) => weightWindows(launch, inPanels(launch, product), block),
     );
   } else {
     registerBlocks(launch, product);

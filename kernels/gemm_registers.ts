@@ -200,7 +200,14 @@ export function weightWindows(
         ${each(rows, (m) => each(vectorsB, (j) => `var c${m}_${j} = vec4f();`))}
         ${
         walk(
-          { immediates, rows: "p.depth", step: STEPS, stride: PANEL / 4, from: { at_w: "from_w" } },
+          {
+            immediates,
+            rows: "p.depth",
+            step: STEPS,
+            stride: PANEL / 4,
+            address: "at_w",
+            from: "from_w",
+          },
           `
           // Behind the end the weights are zero; columns are read again, as any numbers do.
           ${
@@ -279,7 +286,8 @@ export function columnBlocks(
             rows: "p.depth",
             step: 1,
             stride: vectorsB,
-            from: { at_w: `p.first + wg.y * p.K4 * ${vectorsB}u` },
+            address: "at_w",
+            from: `p.first + wg.y * p.K4 * ${vectorsB}u`,
           },
           `
           let a = load_a(at_a);

@@ -44,7 +44,7 @@ export const VARIANT_CANDIDATES: {
   matrices: tileLists("matrices", [
     { rows: 64, columns: 64, depth: 16, own: [32, 32], least: 32 },
   ]),
-  block: [[4, 4], [8, 8], [16, 8], [32, 8], [16, 16]],
+  block: [[4, 4], [8, 8], [16, 8], [32, 8], [16, 16], [32, 16]],
   immediates: [true, false],
   winograd: THRESHOLDS.flatMap((two) => THRESHOLDS.map((four) => ({ two, four }))),
   attention: ["windows", "lanes", "tiles", "matrix"],

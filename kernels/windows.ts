@@ -56,30 +56,33 @@ export interface Walk {
   readonly step: number;
   /** Vectors from a row to the next. */
   readonly stride: number;
-  /** Where the walk begins in each window: names of addresses, and WGSL of their first values. */
-  readonly from: Readonly<Record<string, string>>;
+  /** What the address of a round's first row is called. */
+  readonly address: string;
+  /** WGSL: its first value. */
+  readonly from: string;
 }
 
-/** WGSL: runs `body` for each round, which finds its first row in `k` and the addresses in names. */
-export function walk({ immediates, rows, step, stride, from }: Walk, body: string): string {
-  const names = Object.keys(from);
-  const lines = (text: (name: string) => string) => names.map(text).join("\n");
+/** WGSL: runs `body` for each round, which finds its first row in `k` and where that lies. */
+export function walk(
+  { immediates, rows, step, stride, address, from }: Walk,
+  body: string,
+): string {
+  const round = `${stride * step}u`;
   if (!immediates) {
     return `
-      ${lines((name) => `var ${name} = ${from[name]};`)}
+      var ${address} = ${from};
       for (var k = 0u; k < ${rows}; k += ${step}u) {
         ${body}
-        ${lines((name) => `${name} += ${stride * step}u;`)}
+        ${address} += ${round};
       }`;
   }
   // The last digit changes in a loop of its own: it alone is looked up in each round.
   return `
-      ${lines((name) => `let first_${name} = same(${from[name]});`)}
+      let first_${address} = same(${from});
       for (var k = 0u; k < ${rows};) {
-        let far = same(k / ${step}u) * ${stride * step}u;
+        let four_${address} = first_${address} + same(k / ${step}u) * ${round};
         for (var digit = 0u; digit < 4u && k < ${rows}; digit++) {
-          let near = far + digits[digit] * ${stride * step}u;
-          ${lines((name) => `let ${name} = first_${name} + near;`)}
+          let ${address} = four_${address} + digits[digit] * ${round};
           ${body}
           k += ${step}u;
         }
