@@ -120,6 +120,13 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
       [70, 1100, 12],
       [65, 530, 3],
     ].flatMap(inForms),
+    // Rows that are no whole vectors, and nothing to add to them.
+    ...[[36, 38, 70], [33, 2100, 67]].flatMap((sizes) =>
+      inForms(sizes).map(({ shapes, ...rest }) => ({
+        shapes: [...shapes.slice(0, 3), null],
+        ...rest,
+      }))
+    ),
     // Of 8 bits: the last sums are longer than a window.
     ...[[36, 38, 68], [65, 530, 3], [3, 37, 70], [17, 2100, 66]].flatMap(([M, K, N]) =>
       inForms([M, K, N]).map((example) => quantizedCase(example, M, K))

@@ -8,7 +8,8 @@ import fc from "fast-check";
 import { type Device, openDevice } from "../core/device.ts";
 import { f16BitsToF32, f32ToF16Bits } from "../core/dtype.ts";
 import { GpuError, ShapeError } from "../core/errors.ts";
-import type { TapeEntry } from "../core/kernel.ts";
+import { IMMEDIATE_BYTES, immediateLimits } from "../core/immediates.ts";
+import { type TapeEntry, u32 } from "../core/kernel.ts";
 import { sizeClass } from "../core/buffer_pool.ts";
 import {
   broadcastShapes,
@@ -25,6 +26,51 @@ const device = await openDevice();
 after(() => device.close());
 
 const MiB = 2 ** 20;
+
+describe("immediate data", () => {
+  const limits = (features: string[] | undefined, maxImmediateSize: number | undefined) =>
+    immediateLimits(
+      { wgslLanguageFeatures: features && new Set(features) } as unknown as GPU,
+      { limits: { maxImmediateSize } } as unknown as GPUAdapter,
+    );
+
+  it("are asked for where both the language and the adapter have them", () => {
+    const asked = { maxImmediateSize: IMMEDIATE_BYTES };
+    assert.deepEqual(limits(["immediate_address_space"], 64), asked);
+    assert.deepEqual(limits(["immediate_address_space"], IMMEDIATE_BYTES), asked);
+    for (const lacking of [limits(["subgroup_id"], 64), limits(undefined, 64)]) {
+      assert.deepEqual(lacking, {});
+    }
+    for (const size of [undefined, 0, IMMEDIATE_BYTES - 4]) {
+      assert.deepEqual(limits(["immediate_address_space"], size), {});
+    }
+  });
+
+  it("are there after other passes, and in plans", async () => {
+    if (!device.info.immediates) return assert.equal(device.info.implementation, "native");
+    const out = device.empty([4], "u32");
+    const ask = () =>
+      device.dispatch("digits", {
+        variant: "test",
+        read: {},
+        write: { out: { tensor: out, type: "u32" } },
+        params: { times: u32(10) },
+        workgroup: [4, 1, 1],
+        workgroups: [1, 1, 1],
+        immediates: true,
+        main: () => `out[lane] = p.times * digits[lane];`,
+      });
+    ask();
+    assert.deepEqual(await out.raw(), Uint32Array.of(0, 10, 20, 30));
+    using plan = device.record(ask);
+    for (let run = 0; run < 2; run++) {
+      device.write(out, Uint32Array.of(1, 1, 1, 1));
+      plan.run();
+      assert.deepEqual(await out.raw(), Uint32Array.of(0, 10, 20, 30));
+    }
+    out.dispose();
+  });
+});
 
 describe("tensors", () => {
   it("keep f32, i32, u32 and f16 elements", async () => {
