@@ -15,8 +15,8 @@ import {
   hostArray,
 } from "./dtype.ts";
 import { GpuError, ShapeError } from "./errors.ts";
+import { hasImmediates, IMMEDIATE_BYTES } from "./immediates.ts";
 import type { Dispatch, TapeEntry } from "./kernel.ts";
-import { immediateLimits } from "./immediates.ts";
 import { napUntil } from "./nap.ts";
 import { Plan } from "./plan.ts";
 import { type OpCost, Profiler, type ProfileRow } from "./profiler.ts";
@@ -87,15 +87,14 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const { vendor, architecture } = adapter.info;
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
   if (options.experimental) wanted.push(SUBGROUP_MATRIX);
-  const extra = immediateLimits(found.gpu, adapter);
+  const immediates = hasImmediates(found.gpu, adapter);
   const gpu = await adapter.requestDevice({
     requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
     requiredLimits: {
       ...Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
-      ...extra,
+      ...(immediates ? { maxImmediateSize: IMMEDIATE_BYTES } : {}),
     },
   });
-  const immediates = "maxImmediateSize" in extra;
   const subgroupMatrix = await findSubgroupMatrix(gpu, adapter.info);
   return new Device(gpu, { ...found, vendor, architecture, immediates, subgroupMatrix }, options);
 }
@@ -125,8 +124,15 @@ export class Device implements Disposable {
     options: DeviceOptions,
   ) {
     this.gpu = gpu;
-    const { implementation, software, description, vendor, architecture } = found;
-    const { immediates, subgroupMatrix } = found;
+    const {
+      implementation,
+      software,
+      description,
+      vendor,
+      architecture,
+      immediates,
+      subgroupMatrix,
+    } = found;
     this.info = {
       implementation,
       software,

@@ -19,13 +19,11 @@ interface Immediates {
   readonly pass: { setImmediates(offset: number, data: Uint32Array): void };
 }
 
-/** The limit that a device must ask for; none where there is no immediate data. */
-export function immediateLimits(gpu: GPU, adapter: GPUAdapter): { maxImmediateSize?: number } {
+/** Whether an adapter has room for it, and its shaders the words; devices must ask for the bytes. */
+export function hasImmediates(gpu: GPU, adapter: GPUAdapter): boolean {
   const { wgslLanguageFeatures: features } = gpu as Immediates["gpu"];
   const { maxImmediateSize = 0 } = adapter.limits as Immediates["limits"];
-  return features?.has("immediate_address_space") && maxImmediateSize >= IMMEDIATE_BYTES
-    ? { maxImmediateSize: IMMEDIATE_BYTES }
-    : {};
+  return features?.has("immediate_address_space") === true && maxImmediateSize >= IMMEDIATE_BYTES;
 }
 
 /** Gives the data to a pass. */

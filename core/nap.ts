@@ -10,8 +10,8 @@ const NAP = 2;
 /**
  * Waits for a promise of Dawn. Dawn asks the GPU again and again while a promise is pending, which
  * keeps a core busy that a software adapter computes on; so the thread sleeps between two questions.
- * They are asked in each turn of the event loop: what is due immediately makes that a short one, where
- * a timer would leave a millisecond of asking.
+ * It asks in every turn of the event loop, so the next nap begins in the next turn: a timer would leave
+ * it a millisecond of asking.
  */
 export async function napUntil<T>(promise: Promise<T>): Promise<T> {
   const cell = new Int32Array(new SharedArrayBuffer(4));

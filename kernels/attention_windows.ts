@@ -124,7 +124,7 @@ export function attentionWindows(
                 item: u32(tiles * d4 * NK),
                 depth: u32(d4 * NK),
                 begun: u32(slot + tile > 0 ? 1 : 0),
-                states: u32(2 * NQ),
+                wide: u32(NQ),
                 keys: u32(TILE),
                 causal: u32(g.causal ? 1 : 0),
                 last: u32(slot === g.sources - 1 && tile + count >= used ? 1 : 0),
@@ -193,17 +193,17 @@ function main(immediates: boolean): string {
     Array.from({ length: 2 * NQ }, (_, i) => i < NQ ? "vec4f(LOW)" : "vec4f()").join(", ")
   });
       if (p.begun == 1u) {
-        for (var i = 0u; i < p.states; i++) { states[i] = sums[state + ${STATE_AT}]; }
+        for (var i = 0u; i < 2u * p.wide; i++) { states[i] = sums[state + ${STATE_AT}]; }
       }
       ${each(NQ, (h) => `var m${h} = states[${h}]; var l${h} = states[${NQ + h}];`)}
       for (var t = 0u; t < p.count; t++) {
         let key = (p.tile + t) * ${TILE}u;
         if (p.causal == 1u && key >= (wg.x + 1u) * ${BLOCK}u) { break; }
-        let tile = wg.y * p.item + t * p.depth;
+        let place = wg.y * p.item + t * p.depth;
         ${tile((j, h) => `var s${j}_${h} = vec4f();`)}
         ${
     walk(
-      { immediates, rows: "p.d", step: 2, stride: NK, address: "at_k", from: "p.k0 + tile" },
+      { immediates, rows: "p.d", step: 2, stride: NK, address: "at_k", from: "p.k0 + place" },
       `
           // Behind an odd end the keys are zero.
           let more = tokens + min(k + 1u, p.d - 1u) * p.queries;
@@ -244,7 +244,7 @@ function main(immediates: boolean): string {
         let begun = p.begun + t > 0u;
         ${
     walk(
-      { immediates, rows: "p.d", step: 1, stride: NK, address: "at_v", from: "p.v0 + tile" },
+      { immediates, rows: "p.d", step: 1, stride: NK, address: "at_v", from: "p.v0 + place" },
       `
           let at = home + k * ${LANES * NQ}u;
           ${each(NK, (j) => `let a${j} = load_v(at_v + ${j}u);`)}
@@ -258,11 +258,11 @@ function main(immediates: boolean): string {
       if (p.last == 1u) {
         for (var c = 0u; c < p.d; c++) {
           let at = home + c * ${LANES * NQ}u;
-          for (var h = 0u; 2u * h < p.states; h++) {
+          for (var h = 0u; h < p.wide; h++) {
             store(tokens + c * p.queries, token + 4u * h, sums[at + h] / states[${NQ}u + h]);
           }
         }
       } else {
-        for (var i = 0u; i < p.states; i++) { sums[state + ${STATE_AT}] = states[i]; }
+        for (var i = 0u; i < 2u * p.wide; i++) { sums[state + ${STATE_AT}] = states[i]; }
       }`;
 }

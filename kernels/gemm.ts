@@ -87,7 +87,7 @@ const FEW_COLUMNS = 64;
 const FEW_ROWS = 16;
 
 /**
- * Products of fewer multiply-adds take smaller blocks, whose shader is ready in half the time:
+ * Products of fewer multiply-adds take smaller blocks, whose shader is ready in half the time or less:
  * a model of small ones never needs the other.
  */
 const SMALL_PRODUCT = 2 ** 26;

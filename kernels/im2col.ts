@@ -54,7 +54,7 @@ export function im2col(
   const [, C, H, W] = x.shape;
   const { kernel: [kh, kw], stride, dilation, padding } = window;
   const groups = patches.shape[2] / 4;
-  // Common windows, and many times the others' work: worth a shader each.
+  // Windows that move by one pixel are most of the work: a shader each, which reads less.
   const shared = outW % 4 === 0 && stride.every((n) => n === 1);
   dispatch({
     variant: shared ? `gather ${kh},${kw} ${dilation}` : "gather",

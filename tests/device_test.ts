@@ -6,19 +6,9 @@ import assert from "node:assert/strict";
 import { after, describe, it } from "node:test";
 import fc from "fast-check";
 import { type Device, openDevice } from "../core/device.ts";
-import { f16BitsToF32, f32ToF16Bits } from "../core/dtype.ts";
 import { GpuError, ShapeError } from "../core/errors.ts";
-import { IMMEDIATE_BYTES, immediateLimits } from "../core/immediates.ts";
-import { type TapeEntry, u32 } from "../core/kernel.ts";
+import type { TapeEntry } from "../core/kernel.ts";
 import { sizeClass } from "../core/buffer_pool.ts";
-import {
-  broadcastShapes,
-  broadcastStrides,
-  inferShape,
-  normalizeAxis,
-  sizeOf,
-  stridesOf,
-} from "../core/shape.ts";
 import { Generator } from "../core/random.ts";
 import { add, assign, linearCombination, matmul, mul, narrow } from "../kernels/mod.ts";
 
@@ -26,51 +16,6 @@ const device = await openDevice();
 after(() => device.close());
 
 const MiB = 2 ** 20;
-
-describe("immediate data", () => {
-  const limits = (features: string[] | undefined, maxImmediateSize: number | undefined) =>
-    immediateLimits(
-      { wgslLanguageFeatures: features && new Set(features) } as unknown as GPU,
-      { limits: { maxImmediateSize } } as unknown as GPUAdapter,
-    );
-
-  it("are asked for where both the language and the adapter have them", () => {
-    const asked = { maxImmediateSize: IMMEDIATE_BYTES };
-    assert.deepEqual(limits(["immediate_address_space"], 64), asked);
-    assert.deepEqual(limits(["immediate_address_space"], IMMEDIATE_BYTES), asked);
-    for (const lacking of [limits(["subgroup_id"], 64), limits(undefined, 64)]) {
-      assert.deepEqual(lacking, {});
-    }
-    for (const size of [undefined, 0, IMMEDIATE_BYTES - 4]) {
-      assert.deepEqual(limits(["immediate_address_space"], size), {});
-    }
-  });
-
-  it("are there after other passes, and in plans", async () => {
-    if (!device.info.immediates) return assert.equal(device.info.implementation, "native");
-    const out = device.empty([4], "u32");
-    const ask = () =>
-      device.dispatch("digits", {
-        variant: "test",
-        read: {},
-        write: { out: { tensor: out, type: "u32" } },
-        params: { times: u32(10) },
-        workgroup: [4, 1, 1],
-        workgroups: [1, 1, 1],
-        immediates: true,
-        main: () => `out[lane] = p.times * digits[lane];`,
-      });
-    ask();
-    assert.deepEqual(await out.raw(), Uint32Array.of(0, 10, 20, 30));
-    using plan = device.record(ask);
-    for (let run = 0; run < 2; run++) {
-      device.write(out, Uint32Array.of(1, 1, 1, 1));
-      plan.run();
-      assert.deepEqual(await out.raw(), Uint32Array.of(0, 10, 20, 30));
-    }
-    out.dispose();
-  });
-});
 
 describe("tensors", () => {
   it("keep f32, i32, u32 and f16 elements", async () => {
@@ -386,80 +331,5 @@ describe("the device", () => {
     const b = other.tensor([1], [1]);
     assert.throws(() => linearCombination([1, 1], [a, b]), /same device/);
     a.dispose();
-  });
-});
-
-describe("shapes", () => {
-  const shape = fc.array(fc.integer({ min: 1, max: 5 }), { maxLength: 5 });
-
-  it("broadcast with themselves, with ones, and commutatively", () => {
-    fc.assert(fc.property(shape, (extents) => {
-      assert.deepEqual(broadcastShapes("t", extents, extents), [...extents]);
-      assert.deepEqual(broadcastShapes("t", extents.map(() => 1), extents), [...extents]);
-    }));
-    fc.assert(fc.property(shape, shape, (a, b) => {
-      const of = (...shapes: number[][]) => {
-        try {
-          return broadcastShapes("t", ...shapes);
-        } catch (error) {
-          assert.ok(error instanceof ShapeError);
-          return null;
-        }
-      };
-      assert.deepEqual(of(a, b), of(b, a));
-    }));
-  });
-
-  it("have broadcast strides that stay inside the tensor", () => {
-    fc.assert(
-      fc.property(shape, fc.array(fc.integer({ min: 2, max: 3 }), { maxLength: 2 }), (a, lead) => {
-        const target = [...lead, ...a];
-        const strides = broadcastStrides(a, target);
-        const last = target.reduce((at, extent, i) => at + (extent - 1) * strides[i], 0);
-        assert.equal(last, sizeOf(a) - 1);
-        assert.deepEqual(strides.slice(lead.length), stridesOf(a));
-      }),
-    );
-  });
-
-  it("infer one open extent, or say why not", () => {
-    fc.assert(fc.property(shape, fc.nat(4), (extents, at) => {
-      const open = extents.map((extent, i) => i === at ? -1 : extent);
-      assert.deepEqual(inferShape(open, sizeOf(extents)), [...extents]);
-    }));
-    assert.throws(() => inferShape([-1, -1], 4), ShapeError);
-    assert.throws(() => inferShape([-1, 3], 4), ShapeError);
-  });
-
-  it("refuse axes outside the rank", () => {
-    assert.equal(normalizeAxis("t", -1, 3), 2);
-    for (const axis of [3, -4, 0.5, NaN]) {
-      assert.throws(() => normalizeAxis("t", axis, 3), ShapeError);
-    }
-  });
-});
-
-describe("half precision on the host", () => {
-  it("rounds as the hardware does, to the nearest and ties to even", () => {
-    for (let bits = 0; bits < 65536; bits++) {
-      const value = f16BitsToF32(bits);
-      if (Number.isNaN(value)) continue;
-      assert.equal(f32ToF16Bits(value), bits);
-    }
-    fc.assert(fc.property(fc.float({ noNaN: true, min: -70000, max: 70000 }), (value) => {
-      const near = f16BitsToF32(f32ToF16Bits(value));
-      const bits = f32ToF16Bits(Math.abs(value));
-      if (bits >= 0x7bff) return; // at the edge of the range
-      const step = Math.min(
-        Math.abs(f16BitsToF32(bits + 1) - Math.abs(value)),
-        bits ? Math.abs(f16BitsToF32(bits - 1) - Math.abs(value)) : Infinity,
-      );
-      assert.ok(Math.abs(near - value) <= step);
-    }));
-    assert.equal(f32ToF16Bits(65520), 0x7c00);
-    assert.equal(f32ToF16Bits(65519), 0x7bff);
-    assert.equal(f32ToF16Bits(2 ** -25), 0);
-    assert.equal(f32ToF16Bits(2 ** -25 * 1.001), 1);
-    assert.ok(Number.isNaN(f16BitsToF32(f32ToF16Bits(NaN))));
   });
 });

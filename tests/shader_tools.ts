@@ -2,7 +2,7 @@
 
 import { create, globals } from "webgpu";
 import { Device } from "../core/device.ts";
-import { immediateLimits } from "../core/immediates.ts";
+import { IMMEDIATE_BYTES } from "../core/immediates.ts";
 import { findGpu } from "../core/runtime.ts";
 import { SUBGROUP_MATRIX, type SubgroupMatrix } from "../core/subgroup_matrix.ts";
 
@@ -19,7 +19,7 @@ export async function openNull(): Promise<GPUDevice> {
   const adapter = await gpu.requestAdapter();
   return await adapter!.requestDevice({
     requiredFeatures: ["shader-f16", "subgroups", SUBGROUP_MATRIX],
-    requiredLimits: immediateLimits(gpu, adapter!),
+    requiredLimits: { maxImmediateSize: IMMEDIATE_BYTES },
   });
 }
 
