@@ -41,6 +41,7 @@ export const PLAIN_GPU: Likeness = {
       maxBufferSize: 2 ** 31,
       maxStorageBufferBindingSize: 2 ** 31 - 4,
       maxStorageBuffersPerShaderStage: 8,
+      maxTextureDimension2D: 8192,
       maxComputeWorkgroupStorageSize: 32768,
       maxComputeInvocationsPerWorkgroup: 256,
       maxComputeWorkgroupSizeX: 256,
@@ -57,7 +58,8 @@ export const PLAIN_GPU: Likeness = {
     f16: true,
     timestamps: false,
     subgroups: true,
-    immediates: false,
+    subgroupSize: 32,
+    texels: true,
     subgroupMatrix: null,
   },
 };

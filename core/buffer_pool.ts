@@ -1,5 +1,6 @@
 /**
- * Storage buffers, pooled by size: a released buffer waits for the next request of its size class.
+ * Storage buffers and textures of texels, pooled by size: what is released waits for the next request
+ * of its size class.
  *
  * Reuse is safe without fences because all work runs in order on one queue.
  *
@@ -7,26 +8,40 @@
  */
 
 import { GpuError, MemoryError } from "./errors.ts";
+import { createTexture, texelBytes, type TexelFormat } from "./texels.ts";
+
+/** What the pool holds. */
+export type Block = GPUBuffer | GPUTexture;
+
+/** What blocks must have in common to stand in for each other, besides their size. */
+export function kindOf(block: Block): "buffer" | TexelFormat {
+  return "format" in block ? block.format as TexelFormat : "buffer";
+}
+
+/** Bytes of a block. */
+export function bytesOf(block: Block): number {
+  return "format" in block ? texelBytes(block.format as TexelFormat, block.height) : block.size;
+}
 
 /** Bytes in use and held, as `device.memory()` reports them. */
 export interface MemoryUse {
-  /** Bytes of buffers that tensors and plans own. */
+  /** Bytes of buffers and textures that tensors and plans own. */
   live: number;
   /** Largest value of `live + pooled` so far: what the GPU had to hold. */
   peak: number;
-  /** Bytes of buffers that wait for reuse. */
+  /** Bytes that wait for reuse. */
   pooled: number;
-  /** Number of buffers, live and pooled. */
+  /** Number of buffers and textures, live and pooled. */
   buffers: number;
 }
 
 /** What the pool needs from its device. */
 export interface PoolHost {
   readonly gpu: GPUDevice;
-  /** Submits pending work: a buffer may only be destroyed when no open encoder refers to it. */
+  /** Submits pending work: a block may only be destroyed when no open encoder refers to it. */
   flush(): void;
-  /** Called before a buffer is destroyed. */
-  forget(buffer: GPUBuffer): void;
+  /** Called before blocks are destroyed. */
+  forget(): void;
   /** Takes an asynchronous allocation failure. */
   fail(error: GpuError): void;
 }
@@ -39,10 +54,10 @@ export function sizeClass(bytes: number): number {
   return Math.ceil(bytes / step) * step;
 }
 
-/** A pool of storage buffers with a cap on idle bytes and an optional budget for all bytes. */
+/** A pool of blocks with a cap on idle bytes and an optional budget for all bytes. */
 export class BufferPool {
   readonly #host: PoolHost;
-  readonly #idle = new Map<number, GPUBuffer[]>();
+  readonly #idle = new Map<string, Block[]>();
   readonly #limit: number;
   readonly #cap: number;
   readonly #budget: number;
@@ -67,17 +82,49 @@ export class BufferPool {
    */
   acquire(bytes: number, what: string): GPUBuffer {
     const size = Math.min(sizeClass(bytes), Math.max(bytes, this.#limit));
-    const found = this.#idle.get(size)?.pop();
-    if (found) {
-      this.#pooled -= size;
-      this.#live += size;
-      return found;
-    }
     if (size > this.#limit) {
       throw new GpuError(
         `${what} needs a buffer of ${megabytes(bytes)}, and this adapter allows ` +
           `${megabytes(this.#limit)} a buffer: use a smaller size, fewer rows at once, or f16`,
       );
+    }
+    return this.#take("buffer", size, what, (gpu) =>
+      gpu.createBuffer({
+        size,
+        usage: GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST,
+      }));
+  }
+
+  /**
+   * A texture of at least `rows` rows of texels, with undefined content.
+   *
+   * @throws {GpuError} if it exceeds the adapter's limit.
+   * @throws {MemoryError} if it exceeds the memory budget.
+   */
+  acquireTexels(format: TexelFormat, rows: number, what: string): GPUTexture {
+    const { maxTextureDimension2D: limit } = this.#host.gpu.limits;
+    const row = texelBytes(format, 1);
+    const height = Math.min(Math.ceil(sizeClass(rows * row) / row), Math.max(rows, limit));
+    if (height > limit) {
+      throw new GpuError(
+        `${what} needs a texture of ${rows} rows, and this adapter allows ${limit}: use a smaller ` +
+          `size, or fewer rows at once`,
+      );
+    }
+    return this.#take(format, height * row, what, (gpu) => createTexture(gpu, format, height));
+  }
+
+  #take<B extends Block>(
+    kind: string,
+    size: number,
+    what: string,
+    create: (gpu: GPUDevice) => B,
+  ): B {
+    const found = this.#idle.get(`${kind} ${size}`)?.pop() as B | undefined;
+    if (found) {
+      this.#pooled -= size;
+      this.#live += size;
+      return found;
     }
     if (this.#live + this.#pooled + size > this.#budget) this.trim();
     if (this.#live + size > this.#budget) {
@@ -86,23 +133,19 @@ export class BufferPool {
           `${megabytes(this.#budget)} are in use: use a smaller size, f16, or a larger budget`,
       );
     }
-    const buffer = this.#create(size, what);
+    const block = this.#watched(size, what, create);
     this.#live += size;
     this.#buffers++;
     this.#peak = Math.max(this.#peak, this.#live + this.#pooled);
-    return buffer;
+    return block;
   }
 
-  #create(size: number, what: string): GPUBuffer {
+  #watched<B extends Block>(size: number, what: string, create: (gpu: GPUDevice) => B): B {
     const { gpu } = this.#host;
-    // Small requests are not watched: a scope costs more than the buffer.
+    // Small requests are not watched: a scope costs more than the block.
     const watched = size >= MiB;
     if (watched) gpu.pushErrorScope("out-of-memory");
-    const buffer = gpu.createBuffer({
-      size,
-      usage: GPUBufferUsage.STORAGE | GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_SRC |
-        GPUBufferUsage.COPY_DST,
-    });
+    const block = create(gpu);
     if (watched) {
       gpu.popErrorScope().then((error) => {
         if (!error) return;
@@ -114,27 +157,29 @@ export class BufferPool {
         );
       }, () => {/* a lost device is reported by its own promise */});
     }
-    return buffer;
+    return block;
   }
 
-  /** Gives a buffer back; beyond the cap, idle buffers are destroyed. */
-  release(buffer: GPUBuffer): void {
-    this.#live -= buffer.size;
-    this.#pooled += buffer.size;
-    const idle = this.#idle.get(buffer.size);
-    if (idle) idle.push(buffer);
-    else this.#idle.set(buffer.size, [buffer]);
+  /** Gives a block back; beyond the cap, idle ones are destroyed. */
+  release(block: Block): void {
+    const size = bytesOf(block);
+    this.#live -= size;
+    this.#pooled += size;
+    const key = `${kindOf(block)} ${size}`;
+    const idle = this.#idle.get(key);
+    if (idle) idle.push(block);
+    else this.#idle.set(key, [block]);
     if (this.#pooled > this.#cap) this.trim();
   }
 
-  /** Destroys all idle buffers. */
+  /** Destroys all idle blocks. */
   trim(): void {
     if (this.#pooled === 0) return;
     this.#host.flush();
+    this.#host.forget();
     for (const idle of this.#idle.values()) {
-      for (const buffer of idle) {
-        this.#host.forget(buffer);
-        buffer.destroy();
+      for (const block of idle) {
+        block.destroy();
         this.#buffers--;
       }
     }

@@ -15,7 +15,6 @@ import {
   hostArray,
 } from "./dtype.ts";
 import { GpuError, ShapeError } from "./errors.ts";
-import { hasImmediates, IMMEDIATE_BYTES } from "./immediates.ts";
 import type { Dispatch, TapeEntry } from "./kernel.ts";
 import { napUntil } from "./nap.ts";
 import { Plan } from "./plan.ts";
@@ -27,6 +26,7 @@ import { type Scope, ScopeStack } from "./scope.ts";
 import { checkShape, formatShape, type Shape, sizeOf } from "./shape.ts";
 import { findSubgroupMatrix, SUBGROUP_MATRIX, type SubgroupMatrix } from "./subgroup_matrix.ts";
 import { Tensor } from "./tensor.ts";
+import { hasTexels, type Texels, texelsOf } from "./texels.ts";
 
 /** How to open a device. */
 export interface DeviceOptions {
@@ -58,8 +58,10 @@ export interface DeviceInfo {
   readonly timestamps: boolean;
   /** Subgroup operations in shaders. */
   readonly subgroups: boolean;
-  /** Immediate data in shaders: constants of a pass, 16 bytes at least. */
-  readonly immediates: boolean;
+  /** Invocations of a subgroup, where these operations exist and all subgroups are alike; else `null`. */
+  readonly subgroupSize: number | null;
+  /** Textures that shaders can read as they read storage. */
+  readonly texels: boolean;
   /** Matrix units; `null` unless asked for by `experimental` and usable. */
   readonly subgroupMatrix: SubgroupMatrix | null;
 }
@@ -70,6 +72,7 @@ const LIMITS = [
   "maxBufferSize",
   "maxStorageBufferBindingSize",
   "maxStorageBuffersPerShaderStage",
+  "maxTextureDimension2D",
   "maxComputeWorkgroupStorageSize",
   "maxComputeInvocationsPerWorkgroup",
   "maxComputeWorkgroupSizeX",
@@ -87,16 +90,21 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
   const { vendor, architecture } = adapter.info;
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
   if (options.experimental) wanted.push(SUBGROUP_MATRIX);
-  const immediates = hasImmediates(found.gpu, adapter);
   const gpu = await adapter.requestDevice({
     requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
-    requiredLimits: {
-      ...Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
-      ...(immediates ? { maxImmediateSize: IMMEDIATE_BYTES } : {}),
-    },
+    requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
   });
   const subgroupMatrix = await findSubgroupMatrix(gpu, adapter.info);
-  return new Device(gpu, { ...found, vendor, architecture, immediates, subgroupMatrix }, options);
+  const { subgroupMinSize, subgroupMaxSize } = adapter.info as Partial<GPUAdapterInfo>;
+  const alike = gpu.features.has("subgroups") && subgroupMinSize === subgroupMaxSize;
+  return new Device(gpu, {
+    ...found,
+    vendor,
+    architecture,
+    subgroupSize: alike ? subgroupMinSize ?? null : null,
+    texels: hasTexels(found.gpu),
+    subgroupMatrix,
+  }, options);
 }
 
 /** An open GPU device. Made by {@link openDevice}. */
@@ -130,7 +138,8 @@ export class Device implements Disposable {
       description,
       vendor,
       architecture,
-      immediates,
+      subgroupSize,
+      texels,
       subgroupMatrix,
     } = found;
     this.info = {
@@ -139,7 +148,8 @@ export class Device implements Disposable {
       description,
       vendor,
       architecture,
-      immediates,
+      subgroupSize,
+      texels,
       subgroupMatrix,
       f16: gpu.features.has("shader-f16"),
       timestamps: gpu.features.has("timestamp-query"),
@@ -149,7 +159,7 @@ export class Device implements Disposable {
       this.#failure ??= error;
     };
     // What the compiler says of a shader is worth more than the refusals that follow from it.
-    this.#queue = new CommandQueue(gpu, { software, immediates }, (error) => {
+    this.#queue = new CommandQueue(gpu, software, (error) => {
       this.#failure = error;
     });
     const host = {
@@ -204,8 +214,8 @@ export class Device implements Disposable {
     return tensor;
   }
 
-  /** A tensor with undefined content, in a buffer of at least `reserve` bytes. */
-  empty(shape: Shape, dtype: DType = "f32", reserve = 16): Tensor {
+  /** A tensor with undefined content. */
+  empty(shape: Shape, dtype: DType = "f32"): Tensor {
     this.check();
     if (dtype === "f16" && !this.info.f16) {
       throw new GpuError(
@@ -216,10 +226,26 @@ export class Device implements Disposable {
     const what = `a ${dtype} tensor of shape ${formatShape(shape)}`;
     const allocator = this.#allocator;
     const bytes = sizeOf(shape) * bytesPerElement(dtype);
-    const buffer = allocator.acquire(Math.max(reserve, bytes), what);
+    const buffer = allocator.acquire(Math.max(16, bytes), what);
     const release = (buffer: GPUBuffer) => allocator.release(buffer);
     const storage = { buffer, bytes, references: 1, release };
     return this.#adopt(new Tensor(this, shape, dtype, storage, 0));
+  }
+
+  /**
+   * Enqueues a copy of a tensor into texels, which live until they are disposed of. For the door.
+   *
+   * @throws {GpuError} if the tensor does not consist of texels.
+   */
+  texels(tensor: Tensor): { readonly texels: Texels; dispose(): void } {
+    tensor.checkAlive("texels");
+    const { format, rows } = texelsOf(tensor);
+    const allocator = this.#allocator;
+    const what = `a copy of a ${tensor.dtype} tensor of shape ${formatShape(tensor.shape)}`;
+    const texture = allocator.acquireTexels(format, rows, what);
+    const texels = { texture, format };
+    this.#queue.copyTexels(tensor, texels);
+    return { texels, dispose: () => allocator.release(texture) };
   }
 
   /** A tensor over a part of another's buffer. Used by `reshape` and leading-axis slices. */

@@ -13,6 +13,7 @@ import type { DType } from "./dtype.ts";
 import { GpuError, ShapeError } from "./errors.ts";
 import { checkShape, type Shape } from "./shape.ts";
 import type { Tensor } from "./tensor.ts";
+import type { Texels } from "./texels.ts";
 
 /** Shape and element type of a tensor. */
 export interface TensorSpec {
@@ -56,11 +57,6 @@ export interface Binding {
    * all. The offset must be a multiple of 256, and `size` a multiple of the element type.
    */
   readonly range?: { readonly offset: number; readonly size: number };
-  /**
-   * Elements of the array if it lies in the uniform address space, where the driver may take the
-   * address for the same in all invocations. The range then has exactly that size.
-   */
-  readonly uniform?: number;
 }
 
 /** Binds a tensor as an array of its scalars. */
@@ -73,35 +69,6 @@ export function vectors(tensor: Tensor): Binding {
   return { tensor, type: `vec4<${tensor.dtype}>` };
 }
 
-/** Bytes that a window shows: what WebGPU grants everywhere. One size, for each makes a shader. */
-export const WINDOW_BYTES = 65536;
-
-/** Bytes that a tensor of `bytes` must reserve to be seen through windows. */
-export function windowReserve(bytes: number): number {
-  return Math.max(bytes, WINDOW_BYTES);
-}
-
-/**
- * Binds what lies at `offset` (a multiple of 16) of a tensor as uniform 4-vectors: of `f32`, or of
- * `u32` that hold two `f16` or four 8-bit numbers each. A window begins at a multiple of 256 at or
- * before the offset. The tensor must have been made with `windowReserve` bytes.
- *
- * @returns The binding, and the element of its array at which the wanted bytes begin.
- */
-export function window(tensor: Tensor, offset: number): { binding: Binding; first: number } {
-  const wanted = tensor.offset + offset;
-  const start = Math.min(wanted, tensor.storage.buffer.size - WINDOW_BYTES) & ~255;
-  return {
-    binding: {
-      tensor,
-      type: tensor.dtype === "f32" ? "vec4<f32>" : "vec4<u32>",
-      range: { offset: start - tensor.offset, size: WINDOW_BYTES },
-      uniform: WINDOW_BYTES / 16,
-    },
-    first: (wanted - start) / 16,
-  };
-}
-
 /**
  * One shader run. The door writes the declarations: each binding `x` becomes an array `x` of
  * elements `x_t`, the parameters a uniform `p`, and `main` has `wg`, `lid`, `gid` (workgroup, local
@@ -112,8 +79,8 @@ export interface Dispatch {
   readonly family?: string;
   /** Everything that the shader's text depends on, besides names and types of its bindings. */
   readonly variant: string;
-  /** Inputs by name. */
-  readonly read: Readonly<Record<string, Binding>>;
+  /** Inputs by name; texels become textures that `load_<name>` of `texelLoader` reads. */
+  readonly read: Readonly<Record<string, Binding | Texels>>;
   /** Outputs by name. */
   readonly write: Readonly<Record<string, Binding>>;
   /** Uniform parameters by name; at most 64. */
@@ -122,11 +89,6 @@ export interface Dispatch {
   readonly workgroup: readonly [number, number, number];
   /** Workgroups. */
   readonly workgroups: readonly [number, number, number];
-  /**
-   * Whether the text reads `digits`, the vector (0, 1, 2, 3) as immediate data, for which the device
-   * must have room (`DeviceInfo.immediates`).
-   */
-  readonly immediates?: boolean;
   /** WGSL directives that the text needs, one a line; `enable f16;` is added by the door. */
   readonly directives?: string;
   /** Built-in values that the text needs besides those above: parameters of the entry point. */
@@ -154,8 +116,10 @@ export interface Launch<Attributes> {
   readonly attributes: Attributes;
   /** Enqueues a shader run. */
   dispatch(dispatch: Dispatch): void;
-  /** A tensor that lives until the launch has returned, in a buffer of at least `reserve` bytes. */
-  temporary(shape: Shape, dtype: DType, reserve?: number): Tensor;
+  /** A tensor that lives until the launch has returned. */
+  temporary(shape: Shape, dtype: DType): Tensor;
+  /** Enqueues a copy of a tensor into texels that live until the launch has returned. */
+  texels(tensor: Tensor): Texels;
 }
 
 /** A test case: shapes of the inputs (values are drawn from a seeded generator) and settings. */
@@ -182,8 +146,6 @@ export interface Kernel<Attributes> {
    * @throws {ShapeError} if the inputs break it.
    */
   output(inputs: readonly (TensorSpec | null)[], attributes: Attributes): TensorSpec;
-  /** Bytes of the output's buffer, where others look at more of it than its elements. */
-  reserve?(output: TensorSpec): number;
   /** Enqueues the shaders that fill the output. */
   launch(launch: Launch<Attributes>): void;
   /** Floating-point operations (a multiply-add is two). */
@@ -255,26 +217,31 @@ export function run<Attributes>(
   }
   const spec = kernel.output(inputs, attributes);
   checkShape(spec.shape, kernel.name);
-  const output = device.empty(spec.shape, spec.dtype, kernel.reserve?.(spec));
+  const output = device.empty(spec.shape, spec.dtype);
   device.beginOp({
     name: kernel.name,
     flops: () => kernel.flops(inputs, spec, attributes),
     bytes: () => kernel.bytes?.(inputs, spec, attributes) ?? plainBytes(inputs, output),
   });
-  const temporaries: Tensor[] = [];
+  const temporaries: { dispose(): void }[] = [];
   kernel.launch({
     device,
     inputs,
     output,
     attributes,
     dispatch: (dispatch) => device.dispatch(kernel.name, dispatch),
-    temporary(shape, dtype, reserve) {
-      const tensor = device.empty(shape, dtype, reserve);
+    temporary(shape, dtype) {
+      const tensor = device.empty(shape, dtype);
       temporaries.push(tensor);
       return tensor;
     },
+    texels(tensor) {
+      const made = device.texels(tensor);
+      temporaries.push(made);
+      return made.texels;
+    },
   });
-  for (const tensor of temporaries) tensor.dispose();
+  for (const temporary of temporaries) temporary.dispose();
   device.tape?.({ kernel, inputs, attributes, output });
   return output;
 }

@@ -18,6 +18,7 @@ export interface Likeness {
 /** Numbers of WebGPU that runtimes without it lack. */
 const CONSTANTS = {
   GPUBufferUsage: { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 },
+  GPUTextureUsage: { COPY_DST: 2, STORAGE_BINDING: 8 },
   GPUMapMode: { READ: 1 },
   GPUShaderStage: { COMPUTE: 4 },
 };
@@ -37,13 +38,13 @@ function nullGpu({ limits, features }: Likeness["gpu"]): GPUDevice {
   const pass = {
     setPipeline: nothing,
     setBindGroup: nothing,
-    setImmediates: nothing,
     dispatchWorkgroups: nothing,
     end: nothing,
   };
   const encoder = {
     beginComputePass: () => pass,
     copyBufferToBuffer: nothing,
+    copyBufferToTexture: nothing,
     finish: object,
   };
   const gpu = {
@@ -62,6 +63,10 @@ function nullGpu({ limits, features }: Likeness["gpu"]): GPUDevice {
       getMappedRange: () => new ArrayBuffer(size),
       unmap: nothing,
     }),
+    createTexture: ({ size, format }: GPUTextureDescriptor) => {
+      const [width, height] = size as Iterable<number>;
+      return { width, height, format, destroy: nothing, createView: object };
+    },
     createBindGroupLayout: object,
     createPipelineLayout: object,
     createBindGroup: object,

@@ -8,7 +8,7 @@
  * @module
  */
 
-import { type Command, type CommandQueue, dynamicOffsets } from "./queue.ts";
+import type { Command, CommandQueue, TexelCopy } from "./queue.ts";
 import { packParams, UNIFORM_BYTES } from "./shader.ts";
 import { releaseStorage, type Storage, type Tensor } from "./tensor.ts";
 
@@ -17,7 +17,7 @@ export class Plan<Result> implements Disposable {
   /** What the recorded function returned; its tensors are filled anew by each run. */
   readonly result: Result;
   readonly #queue: CommandQueue;
-  readonly #steps: { command: Command; bindGroup: GPUBindGroup; offsets: number[] }[];
+  readonly #steps: (TexelCopy | { command: Command; bindGroup: GPUBindGroup; slot: number })[];
   readonly #uniforms: GPUBuffer;
   readonly #storages: Set<Storage>;
   readonly #made: Tensor[];
@@ -27,7 +27,7 @@ export class Plan<Result> implements Disposable {
   constructor(
     gpu: GPUDevice,
     queue: CommandQueue,
-    commands: readonly Command[],
+    commands: readonly (Command | TexelCopy)[],
     result: Result,
     made: Tensor[],
     free: () => void,
@@ -37,20 +37,23 @@ export class Plan<Result> implements Disposable {
     this.#made = made;
     this.#free = free;
     const bytes = new Uint8Array(Math.max(1, commands.length) * UNIFORM_BYTES);
-    commands.forEach(({ params }, i) =>
-      packParams(params, new DataView(bytes.buffer, i * UNIFORM_BYTES, UNIFORM_BYTES))
-    );
+    commands.forEach((command, i) => {
+      if ("texels" in command) return;
+      packParams(command.params, new DataView(bytes.buffer, i * UNIFORM_BYTES, UNIFORM_BYTES));
+    });
     this.#uniforms = gpu.createBuffer({
       size: bytes.length,
       usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST,
     });
     gpu.queue.writeBuffer(this.#uniforms, 0, bytes);
     const bindGroups = new Map<string, GPUBindGroup>();
-    this.#steps = commands.map((command, i) => ({
-      command,
-      bindGroup: queue.bindGroup(command, this.#uniforms, bindGroups),
-      offsets: dynamicOffsets(command, i * UNIFORM_BYTES),
-    }));
+    this.#steps = commands.map((command, i) =>
+      "texels" in command ? command : {
+        command,
+        bindGroup: queue.bindGroup(command, this.#uniforms, bindGroups),
+        slot: i * UNIFORM_BYTES,
+      }
+    );
     // Storages without a holder are intermediate: their buffers stay in the arena.
     const used = commands.flatMap((command) => command.storages);
     this.#storages = new Set(used.filter((storage) => storage.references > 0));
@@ -59,14 +62,18 @@ export class Plan<Result> implements Disposable {
 
   /** Number of shader runs. */
   get dispatches(): number {
-    return this.#steps.length;
+    return this.#steps.filter((step) => "command" in step).length;
   }
 
   /** Enqueues the recorded work once more. */
   run(): void {
-    for (const { command, bindGroup, offsets } of this.#steps) {
-      for (const { buffer } of command.bindings) this.#queue.touch(buffer);
-      this.#queue.run(command, bindGroup, offsets);
+    for (const step of this.#steps) {
+      if ("texels" in step) {
+        this.#queue.runCopy(step);
+        continue;
+      }
+      this.#queue.touch(step.command);
+      this.#queue.run(step.command, step.bindGroup, step.slot);
     }
   }
 
@@ -76,7 +83,8 @@ export class Plan<Result> implements Disposable {
     for (const tensor of this.#made) tensor.dispose();
     for (const storage of this.#storages) releaseStorage(storage);
     this.#storages.clear();
-    const bindGroups = new Set(this.#steps.map(({ bindGroup }) => bindGroup)).size;
+    const bindGroups =
+      new Set(this.#steps.map((step) => "bindGroup" in step && step.bindGroup)).size;
     this.#steps.length = 0;
     this.#uniforms.destroy();
     this.#free();

@@ -7,12 +7,12 @@
 
 import type { DeviceInfo } from "./device.ts";
 import { GpuError } from "./errors.ts";
-import { IMMEDIATE_BYTES, setImmediates } from "./immediates.ts";
 import type { Dispatch } from "./kernel.ts";
 import type { Profiler } from "./profiler.ts";
 import { collectGarbage, runtime } from "./runtime.ts";
 import { folded, packParams, shaderKey, shaderText, UNIFORM_BYTES } from "./shader.ts";
-import type { Storage } from "./tensor.ts";
+import type { Storage, Tensor } from "./tensor.ts";
+import { copyTexels, type Texels } from "./texels.ts";
 
 /** Dispatches in one submission: enough to hide its cost, few enough to start the GPU early. */
 export const BATCH = 128;
@@ -31,13 +31,19 @@ const MOST_DROPPED = runtime === "bun" ? 8192 : 2048;
 export interface Command {
   readonly pipeline: GPUComputePipeline;
   readonly layout: Layout;
-  readonly bindings: readonly GPUBufferBinding[];
-  /** Where windows begin in their buffers: they share a bind group, as the uniforms do. */
-  readonly offsets: readonly number[];
+  readonly bindings: readonly (GPUBufferBinding | GPUTexture)[];
   readonly storages: readonly Storage[];
   readonly hasParams: boolean;
   readonly params: Dispatch["params"];
   readonly workgroups: readonly [number, number, number];
+}
+
+/** A copy that is ready to be encoded. */
+export interface TexelCopy {
+  readonly texels: Texels;
+  readonly storages: readonly [Storage];
+  readonly offset: number;
+  readonly bytes: number;
 }
 
 interface Layout {
@@ -55,13 +61,13 @@ interface Pipeline {
 export class CommandQueue {
   readonly #gpu: GPUDevice;
   readonly #software: boolean;
-  readonly #immediates: boolean;
   readonly #fail: (error: GpuError) => void;
   readonly #pipelines = new Map<string, Pipeline>();
   readonly #layouts = new Map<string, Layout>();
   readonly #bindGroups = new Map<string, GPUBindGroup>();
   #dropped = 0;
-  readonly #ids = new WeakMap<GPUBuffer, number>();
+  readonly #ids = new WeakMap<GPUBuffer | GPUTexture, number>();
+  readonly #views = new WeakMap<GPUTexture, GPUTextureView>();
   #nextId = 0;
   readonly #uniforms: GPUBuffer;
   readonly #uniformBytes = new Uint8Array(BATCH * UNIFORM_BYTES);
@@ -71,7 +77,7 @@ export class CommandQueue {
   #pendingBuffers = new Set<GPUBuffer>();
   #checks: Promise<void>[] = [];
   /** Where commands go while a plan is being recorded. */
-  recording: Command[] | null = null;
+  recording: (Command | TexelCopy)[] | null = null;
   /** Measures each dispatch while set. */
   profiler: Profiler | null = null;
   /** Dispatches and submissions so far. */
@@ -80,12 +86,11 @@ export class CommandQueue {
   /** `fail` takes errors that arrive asynchronously. */
   constructor(
     gpu: GPUDevice,
-    { software, immediates }: Pick<DeviceInfo, "software" | "immediates">,
+    software: DeviceInfo["software"],
     fail: (error: GpuError) => void,
   ) {
     this.#gpu = gpu;
     this.#software = software;
-    this.#immediates = immediates;
     this.#fail = fail;
     this.#uniforms = gpu.createBuffer({
       size: BATCH * UNIFORM_BYTES,
@@ -114,21 +119,19 @@ export class CommandQueue {
 
   #command(kernel: string, dispatch: Dispatch): Command {
     const { pipeline, layout } = this.#pipeline(kernel, dispatch);
-    const bindings: GPUBufferBinding[] = [];
-    const offsets: number[] = [];
+    const bindings: (GPUBufferBinding | GPUTexture)[] = [];
     const storages: Storage[] = [];
     const limit = this.#gpu.limits.maxStorageBufferBindingSize;
     for (const group of [dispatch.read, dispatch.write]) {
       for (const name in group) {
-        const { tensor, range, uniform } = group[name];
-        const { buffer } = tensor.storage;
-        const offset = tensor.offset + (range?.offset ?? 0);
-        if (uniform) {
-          bindings.push({ buffer, offset: 0, size: range?.size });
-          offsets.push(offset);
-          storages.push(tensor.storage);
+        const binding = group[name];
+        if ("texture" in binding) {
+          bindings.push(binding.texture);
           continue;
         }
+        const { tensor, range } = binding;
+        const { buffer } = tensor.storage;
+        const offset = tensor.offset + (range?.offset ?? 0);
         // Whole 4-vectors, so that vec4 arrays reach the last elements.
         const whole = Math.ceil((range?.size ?? tensor.bytes) / 16) * 16;
         const size = Math.min(whole, buffer.size - offset);
@@ -145,7 +148,7 @@ export class CommandQueue {
     }
     const hasParams = Object.keys(dispatch.params).length > 0;
     const { params, workgroups } = dispatch;
-    return { pipeline, layout, bindings, offsets, storages, hasParams, params, workgroups };
+    return { pipeline, layout, bindings, storages, hasParams, params, workgroups };
   }
 
   #pipeline(kernel: string, dispatch: Dispatch): Pipeline {
@@ -167,31 +170,30 @@ export class CommandQueue {
   }
 
   #layout({ read, write, params }: Dispatch): Layout {
-    // Sizes of windows are named because wgpu, which otherwise compares them at each dispatch,
-    // takes the size of an earlier window for that of the present one.
-    const window = (minBindingSize: number) =>
-      ({ type: "uniform", hasDynamicOffset: true, minBindingSize }) as const;
-    const buffers: GPUBufferBindingLayout[] = [
-      ...Object.values(read).map(({ uniform }) =>
-        uniform ? window(16 * uniform) : { type: "read-only-storage" as const }
+    const entries: Pick<GPUBindGroupLayoutEntry, "buffer" | "storageTexture">[] = [
+      ...Object.values(read).map((binding) =>
+        "texture" in binding
+          ? { storageTexture: { access: "read-only", format: binding.format } as const }
+          : { buffer: { type: "read-only-storage" } as const }
       ),
-      ...Object.values(write).map(() => ({ type: "storage" as const })),
-      ...(Object.keys(params).length > 0 ? [window(UNIFORM_BYTES)] : []),
+      ...Object.values(write).map(() => ({ buffer: { type: "storage" } as const })),
     ];
-    const key = buffers.map(({ type, minBindingSize }) => type + String(minBindingSize)).join();
+    if (Object.keys(params).length > 0) {
+      const buffer = { type: "uniform", hasDynamicOffset: true, minBindingSize: UNIFORM_BYTES };
+      entries.push({ buffer: buffer as GPUBufferBindingLayout });
+    }
+    const key = entries.map(({ buffer, storageTexture }) => buffer?.type ?? storageTexture?.format)
+      .join();
     const found = this.#layouts.get(key);
     if (found) return found;
     const bind = this.#gpu.createBindGroupLayout({
-      entries: buffers.map((buffer, binding) => ({
+      entries: entries.map((entry, binding) => ({
+        ...entry,
         binding,
         visibility: GPUShaderStage.COMPUTE,
-        buffer,
       })),
     });
-    const pipeline = this.#gpu.createPipelineLayout({
-      bindGroupLayouts: [bind],
-      immediateSize: this.#immediates ? IMMEDIATE_BYTES : 0,
-    });
+    const pipeline = this.#gpu.createPipelineLayout({ bindGroupLayouts: [bind] });
     const made = { key, bind, pipeline };
     this.#layouts.set(key, made);
     return made;
@@ -199,20 +201,21 @@ export class CommandQueue {
 
   /**
    * The bind group of a command, made once in each set of `known` ones: commands that differ in the
-   * places of their windows and parameters only share it. A driver may take a page of memory for
-   * each, and a large model has tens of thousands of windows.
+   * places of their parameters only share it. A driver may take a page of memory for each.
    */
   bindGroup(command: Command, uniforms: GPUBuffer, known: Map<string, GPUBindGroup>): GPUBindGroup {
     const { layout, bindings, hasParams } = command;
     let key = hasParams ? `${layout.key}|${this.#id(uniforms)}` : layout.key;
-    for (const { buffer, offset, size } of bindings) {
-      key += `|${this.#id(buffer)},${offset},${size}`;
+    for (const binding of bindings) {
+      key += "format" in binding
+        ? `|${this.#id(binding)}`
+        : `|${this.#id(binding.buffer)},${binding.offset},${binding.size}`;
     }
     const found = known.get(key);
     if (found) return found;
-    const entries: GPUBindGroupEntry[] = bindings.map((resource, binding) => ({
+    const entries: GPUBindGroupEntry[] = bindings.map((bound, binding) => ({
       binding,
-      resource,
+      resource: "format" in bound ? this.#view(bound) : bound,
     }));
     if (hasParams) {
       const resource = { buffer: uniforms, offset: 0, size: UNIFORM_BYTES };
@@ -231,10 +234,31 @@ export class CommandQueue {
     collectGarbage();
   }
 
-  #id(buffer: GPUBuffer): number {
-    let id = this.#ids.get(buffer);
-    if (id === undefined) this.#ids.set(buffer, id = ++this.#nextId);
+  #id(block: GPUBuffer | GPUTexture): number {
+    let id = this.#ids.get(block);
+    if (id === undefined) this.#ids.set(block, id = ++this.#nextId);
     return id;
+  }
+
+  #view(texture: GPUTexture): GPUTextureView {
+    let view = this.#views.get(texture);
+    if (!view) this.#views.set(texture, view = texture.createView());
+    return view;
+  }
+
+  /** Enqueues, or records, the copy of a tensor into texels. */
+  copyTexels({ storage, offset, bytes }: Tensor, texels: Texels): void {
+    const copy: TexelCopy = { texels, storages: [storage], offset, bytes };
+    if (this.recording) this.recording.push(copy);
+    else this.runCopy(copy);
+  }
+
+  /** Encodes a copy. */
+  runCopy({ texels, storages: [{ buffer }], offset, bytes }: TexelCopy): void {
+    this.#closePass();
+    this.#encoder ??= this.#gpu.createCommandEncoder();
+    this.#pendingBuffers.add(buffer);
+    copyTexels(this.#encoder, buffer, offset, bytes, texels);
   }
 
   #encode(command: Command): void {
@@ -242,20 +266,20 @@ export class CommandQueue {
     if (command.hasParams) {
       packParams(command.params, new DataView(this.#uniformBytes.buffer, slot, UNIFORM_BYTES));
     }
-    for (const { buffer } of command.bindings) this.#pendingBuffers.add(buffer);
+    this.touch(command);
     if (this.#bindGroups.size >= BIND_GROUPS) {
       this.#bindGroups.clear();
       this.dropped(BIND_GROUPS);
     }
     const bindGroup = this.bindGroup(command, this.#uniforms, this.#bindGroups);
-    this.run(command, bindGroup, dynamicOffsets(command, slot));
+    this.run(command, bindGroup, slot);
   }
 
-  /** Encodes a command whose uniforms are in place; `offsets` as {@link dynamicOffsets} says. */
-  run(command: Command, bindGroup: GPUBindGroup, offsets: number[]): void {
+  /** Encodes a command whose parameters lie at `slot` of the uniforms in its bind group. */
+  run(command: Command, bindGroup: GPUBindGroup, slot: number): void {
     const pass = this.#openPass();
     pass.setPipeline(command.pipeline);
-    pass.setBindGroup(0, bindGroup, offsets);
+    pass.setBindGroup(0, bindGroup, command.hasParams ? [slot] : []);
     pass.dispatchWorkgroups(...command.workgroups);
     this.counts.dispatches++;
     if (this.profiler) this.#closePass();
@@ -267,7 +291,6 @@ export class CommandQueue {
     if (this.#pass) return this.#pass;
     const timestampWrites = this.profiler?.next();
     this.#pass = this.#encoder.beginComputePass(timestampWrites ? { timestampWrites } : {});
-    if (this.#immediates) setImmediates(this.#pass);
     return this.#pass;
   }
 
@@ -281,9 +304,9 @@ export class CommandQueue {
     return this.#pendingBuffers.has(buffer);
   }
 
-  /** Marks a buffer as touched by work that is not submitted yet. */
-  touch(buffer: GPUBuffer): void {
-    this.#pendingBuffers.add(buffer);
+  /** Marks the buffers of a command as touched by work that is not submitted yet. */
+  touch({ storages }: Pick<Command, "storages">): void {
+    for (const { buffer } of storages) this.#pendingBuffers.add(buffer);
   }
 
   /** Encodes a copy between buffers after the work so far. */
@@ -337,9 +360,4 @@ export class CommandQueue {
     this.#checks = [];
     await Promise.all(checks);
   }
-}
-
-/** Where the windows and the parameters of a command begin, in the order of its bindings. */
-export function dynamicOffsets({ offsets, hasParams }: Command, slot: number): number[] {
-  return hasParams ? [...offsets, slot] : [...offsets];
 }

@@ -11,12 +11,12 @@ export const UNIFORM_BYTES = 256;
 
 /** Identifies the shader of a dispatch: equal keys mean equal text. */
 export function shaderKey(kernel: string, dispatch: Dispatch): string {
-  let key = `${dispatch.family ?? kernel}${dispatch.foldable ? " folded" : ""}${
-    dispatch.immediates ? " immediates" : ""
+  let key = `${dispatch.family ?? kernel}${
+    dispatch.foldable ? " folded" : ""
   }|${dispatch.variant}|${dispatch.workgroup}`;
   for (const name in dispatch.read) {
-    const { type, uniform } = dispatch.read[name];
-    key += `|${name}:${type}${uniform ? ` ${uniform}` : ""}`;
+    const binding = dispatch.read[name];
+    key += `|${name}:${"texture" in binding ? binding.format : binding.type}`;
   }
   for (const name in dispatch.write) key += `|${name}:${dispatch.write[name].type}`;
   return key;
@@ -27,13 +27,14 @@ export function shaderText(dispatch: Dispatch): string {
   const lines: string[] = [];
   let binding = 0;
   const declare = (access: string, arrays: Dispatch["read"]) => {
-    for (const [name, { type, uniform }] of Object.entries(arrays)) {
-      const space = uniform ? "uniform" : `storage, ${access}`;
-      const length = uniform ? `, ${uniform}` : "";
-      lines.push(`alias ${name}_t = ${type};`);
-      lines.push(
-        `@group(0) @binding(${binding++}) var<${space}> ${name}: array<${name}_t${length}>;`,
-      );
+    for (const [name, array] of Object.entries(arrays)) {
+      const place = `@group(0) @binding(${binding++})`;
+      if ("texture" in array) {
+        lines.push(`${place} var ${name}: texture_storage_2d<${array.format}, read>;`);
+        continue;
+      }
+      lines.push(`alias ${name}_t = ${array.type};`);
+      lines.push(`${place} var<storage, ${access}> ${name}: array<${name}_t>;`);
     }
   };
   declare("read", dispatch.read);
@@ -44,7 +45,6 @@ export function shaderText(dispatch: Dispatch): string {
     lines.push(`struct Params { ${fields} }`);
     lines.push(`@group(0) @binding(${binding}) var<uniform> p: Params;`);
   }
-  if (dispatch.immediates) lines.push("var<immediate> digits: vec4u;");
   if (dispatch.declarations) lines.push(dispatch.declarations());
   const size = dispatch.workgroup.join(", ");
   if (dispatch.foldable) {
@@ -69,8 +69,7 @@ export function shaderText(dispatch: Dispatch): string {
   );
   const text = lines.join("\n");
   const enable = /\bf16\b/.test(text) ? "enable f16;\n" : "";
-  const requires = dispatch.immediates ? "requires immediate_address_space;\n" : "";
-  return `${enable}${requires}${dispatch.directives ?? ""}${text}`;
+  return `${enable}${dispatch.directives ?? ""}${text}`;
 }
 
 /** Workgroups that are folded into one at most, and those that must be left for all cores. */

@@ -9,7 +9,7 @@
  * The shader here is `lanes`, for adapters that compute on the CPU: a workgroup is one SIMD vector,
  * a lane holds a block of scores in registers, channels stream by, unnormalised sums wait in a
  * bounded temporary. Those for GPUs stand in `attention_tiles.ts` and `attention_matrix.ts`, what
- * software adapters get where there is no bias in `attention_windows.ts`.
+ * software adapters get where there is no bias in `attention_texels.ts`.
  *
  * @module
  */
@@ -30,7 +30,7 @@ import {
 } from "./attention_reference.ts";
 import { matrixForm } from "./attention_matrix.ts";
 import { type AttentionShader, tilesForm } from "./attention_tiles.ts";
-import { attentionWindows } from "./attention_windows.ts";
+import { attentionTexels } from "./attention_texels.ts";
 import { permute } from "./rearrange.ts";
 import { variantsOf } from "./variants.ts";
 import { each } from "./wgsl.ts";
@@ -50,16 +50,18 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
   name: "attention",
   inputs: ["q", "k", "v", "bias"],
   output: attentionOutput,
-  launch({ device, inputs, output, attributes, dispatch, temporary }) {
+  launch(launch) {
+    const { device, inputs, output, attributes, dispatch, temporary } = launch;
     const [q, k, v, bias = null] = inputs as [Tensor, Tensor, Tensor, Tensor | null];
     const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
     const wanted = attributes.form ?? variantsOf(device).attention;
-    if (wanted === "windows" && !bias) {
-      return attentionWindows({ device, inputs, output, attributes, dispatch, temporary }, g);
+    const mode = MODES.indexOf(g.mode);
+    if (wanted === "texels" && !bias) {
+      return attentionTexels(launch, g, { declarations: framesText(g), mode });
     }
     const matrices = wanted === "matrix" ? matrixForm(g, device, [q, k, v]) : null;
     const form = matrices ??
-      (wanted === "lanes" || wanted === "windows" ? lanesForm(g, bias !== null) : tilesForm(g));
+      (wanted === "lanes" || wanted === "texels" ? lanesForm(g, bias !== null) : tilesForm(g));
     const blocks = Math.ceil(g.queries / form.queries);
     const most = Math.floor(ACCUMULATOR_BYTES / 4 / Math.max(form.scratch, 1));
     const rows = Math.min(g.rows, MOST_ROWS, Math.max(most, 1));
@@ -75,7 +77,7 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
       sources: u32(g.sources),
       frames: u32(g.frames),
       kv_frames: u32(g.kvFrames),
-      mode: u32(MODES.indexOf(g.mode)),
+      mode: u32(mode),
       scale: f32(g.scale * Math.LOG2E),
       slices: u32(form.slices),
       bias_row: u32(biasRows > 1 ? biasHeads * g.queries * g.keys : 0),
@@ -114,27 +116,13 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
 /** Whether rows of so many tokens consist of 4-vectors. */
 const aligned = (tokens: number): boolean => tokens % 4 === 0;
 
-/** Text of both forms: loads and stores of four neighbouring tokens, sources, masks. */
-function shared(g: AttentionGeometry, bias: Tensor | null): string {
-  const load = (name: string, count: string, whole: boolean) =>
-    `fn ${name}_at(base: u32, token: u32) -> vec4f {` + (whole
-      ? `return vec4f(${name}[(base + min(token, p.${count} - 4u)) / 4u]);`
-      : `let last = p.${count} - 1u;
-         return vec4f(${
-        [0, 1, 2, 3].map((j) =>
-          `f32(${name}[base + min(token + ${j}u, last)])`
-        ).join(", ")
-      });`) +
-    "}";
-  const [q4, k4] = [aligned(g.queries), aligned(g.keys)];
+/** Text of all forms: stores of four neighbouring tokens, and which rows of keys a row reads. */
+function framesText({ queries }: AttentionGeometry): string {
   return `
     const LOW = -1e30;
-    ${load("q", "queries", q4)}
-    ${load("k", "keys", k4)}
-    ${load("v", "keys", k4)}
     fn store(base: u32, token: u32, x: vec4f) {
       ${
-    q4
+    aligned(queries)
       ? "if (token < p.queries) { out[(base + token) / 4u] = out_t(x); }"
       : [0, 1, 2, 3].map((j) =>
         `if (token + ${j}u < p.queries) { out[base + token + ${j}u] = out_t(x[${j}]); }`
@@ -152,7 +140,27 @@ function shared(g: AttentionGeometry, bias: Tensor | null): string {
         default: {}
       }
       return row / p.frames * p.kv_frames + min(from_frame, p.kv_frames - 1u);
-    }
+    }`;
+}
+
+/** Text of the forms that read storage: loads of four neighbouring tokens, masks. */
+function shared(g: AttentionGeometry, bias: Tensor | null): string {
+  const load = (name: string, count: string, whole: boolean) =>
+    `fn ${name}_at(base: u32, token: u32) -> vec4f {` + (whole
+      ? `return vec4f(${name}[(base + min(token, p.${count} - 4u)) / 4u]);`
+      : `let last = p.${count} - 1u;
+         return vec4f(${
+        [0, 1, 2, 3].map((j) =>
+          `f32(${name}[base + min(token + ${j}u, last)])`
+        ).join(", ")
+      });`) +
+    "}";
+  const [q4, k4] = [aligned(g.queries), aligned(g.keys)];
+  return `
+    ${framesText(g)}
+    ${load("q", "queries", q4)}
+    ${load("k", "keys", k4)}
+    ${load("v", "keys", k4)}
     fn score(product: vec4f, base: u32, token: u32, key: u32) -> vec4f {
       var x = product * p.scale;
       ${

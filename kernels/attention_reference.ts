@@ -218,7 +218,7 @@ function sourceRows({ frames, kvFrames, mode }: AttentionGeometry, row: number):
 
 /** All forms at sizes that no tile divides, head widths of SD 1.5, and every mode. */
 export const attentionCases: readonly KernelCase<AttentionAttributes>[] =
-  (["windows", "lanes", "tiles"] as const).flatMap((form) => {
+  (["texels", "lanes", "tiles"] as const).flatMap((form) => {
     const one = (
       q: Shape,
       kv: Shape,

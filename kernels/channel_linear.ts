@@ -63,11 +63,12 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
     rule("the residual", residual, shape);
     return { shape, dtype: x.dtype };
   },
-  launch({ device, inputs, output, attributes, dispatch, temporary }) {
+  launch(launch) {
+    const { inputs, output, attributes } = launch;
     const [x, panels, bias, residual, scale] = inputs as [Tensor, Tensor, ...(Tensor | null)[]];
     const [B, K, N] = x.shape;
     const { outputs: M, activation, form } = attributes;
-    gemm({ device, dispatch, temporary }, {
+    gemm(launch, {
       a: { panels, matrices: 1, scale },
       b: { tensor: x, offset: 0, major: 1, step: N, batch: [K * N] },
       out: { tensor: output, offset: 0, major: N, batch: M * N },
@@ -135,7 +136,7 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
 });
 
 function inForms([M, K, N]: readonly number[]): KernelCase<Attributes>[] {
-  return (["windows", "registers", "tiles"] as const).map((form) => ({
+  return (["texels", "registers", "tiles"] as const).map((form) => ({
     shapes: [[2, K, N], panelShape(M, K), [M], [2, M, N]],
     attributes: { outputs: M, activation: M === 36 ? "silu" : "none", form },
   }));

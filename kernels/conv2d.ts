@@ -138,7 +138,7 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
     }),
     convCase([2, 48, 4, 4], [3, 432, 32], { padding: 1, kernel: [3, 3], epilogue: true }),
     convCase([2, 48, 4, 4], [3, 432, 32], { padding: 1, kernel: [3, 3], epilogue: true }, "tiles"),
-    convCase([2, 64, 8, 8], [64, 64, 3, 3], { padding: 1, epilogue: true }, "windows"),
+    convCase([2, 64, 8, 8], [64, 64, 3, 3], { padding: 1, epilogue: true }, "texels"),
     convCase([1, 70, 12, 12], [36, 70, 3, 3], { padding: 1, activation: "silu" }, "registers"),
     convCase([1, 16, 15, 13], [24, 16, 3, 3], { padding: 1, stride: 2 }, "tiles"),
     // Winograd on software adapters: F(2×2), then F(4×4).
@@ -161,7 +161,7 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
     convCase([1, 3, 32, 32], [24, 3, 16, 16], { stride: 16 }),
     // Of 8 bits: product, patches in two forms, Winograd's F(2×2) and F(4×4).
     eightBits([2, 7, 9, 9], [5, 7, 1, 1], { epilogue: true }),
-    eightBits([1, 9, 7, 5], [37, 9, 3, 3], { padding: 1, stride: 2 }, "windows"),
+    eightBits([1, 9, 7, 5], [37, 9, 3, 3], { padding: 1, stride: 2 }, "texels"),
     eightBits([1, 9, 7, 5], [37, 9, 3, 3], { padding: 1, epilogue: true }, "tiles"),
     eightBits([2, 9, 9, 24], [33, 9, 3, 3], { padding: 1, epilogue: true }),
     eightBits([1, 9, 32, 32], [10, 9, 3, 3], { padding: 1, activation: "silu" }),

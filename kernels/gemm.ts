@@ -4,7 +4,7 @@
  *
  * What is added behind the sum is decided by flags at run time, so that one pipeline serves all
  * layers: a register block takes a software adapter up to a second to compile. The forms stand in
- * `gemm_registers.ts`, `gemm_tiles.ts` and `gemm_matrix.ts`; the variant table says which one an
+ * `gemm_texels.ts`, `gemm_registers.ts`, `gemm_tiles.ts` and `gemm_matrix.ts`; the variant table says which one an
  * adapter gets.
  *
  * @module
@@ -12,10 +12,12 @@
 
 import { type Binding, type Launch, type Param, scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { columnBlocks, registerBlocks, weightWindows } from "./gemm_registers.ts";
+import { texelLoader, type Texels } from "../core/texels.ts";
+import { registerBlocks } from "./gemm_registers.ts";
+import { columnBlocks, texelBlocks } from "./gemm_texels.ts";
 import { matrixTiles } from "./gemm_matrix.ts";
 import { workgroupTiles } from "./gemm_tiles.ts";
-import { PANEL, panelReserve, panelsOf } from "./panels.ts";
+import { PANEL, panelsOf } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
 import { type GemmForm, variantsOf } from "./variants.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
@@ -78,7 +80,7 @@ export interface Gemm {
 }
 
 /** What a product needs of its kernel's launch. */
-export type GemmLaunch = Pick<Launch<unknown>, "device" | "dispatch" | "temporary">;
+export type GemmLaunch = Pick<Launch<unknown>, "device" | "dispatch" | "temporary" | "texels">;
 
 /** Products with fewer columns than fill a vector of lanes have their lanes on the rows. */
 const FEW_COLUMNS = 64;
@@ -100,9 +102,9 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   if (form === "tiles") return workgroupTiles(launch, product);
   if (form === "matrix") return matrixTiles(launch, product);
   const { M, N } = product;
-  if (form === "windows" && N < FEW_COLUMNS) {
+  if (form === "texels" && N < FEW_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
-  } else if (form === "windows" && M >= FEW_ROWS) {
+  } else if (form === "texels" && M >= FEW_ROWS) {
     const [rows, columns] = variants.block;
     const block = M * N * product.K < SMALL_PRODUCT
       ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
@@ -110,7 +112,7 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
     inWholeVectors(
       launch,
       inColumns(launch, product),
-      (product) => weightWindows(launch, inPanels(launch, product), block),
+      (product) => texelBlocks(launch, inPanels(launch, product), block),
     );
   } else {
     registerBlocks(launch, product);
@@ -121,10 +123,10 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
  * Lets a product store whole vectors where its rows are none: with their ends in a temporary, of which
  * the rest is copied. A short shader more, where a long one would be needed a second time.
  */
-function inWholeVectors(
+function inWholeVectors<Product extends Gemm>(
   { dispatch, temporary }: GemmLaunch,
-  product: Gemm,
-  enqueue: (product: Gemm) => void,
+  product: Product,
+  enqueue: (product: Product) => void,
 ): void {
   const { out, M, N, bias, biasAxis, residual } = product;
   if (storesVectors(product) || residual || (bias && biasAxis === "column")) {
@@ -169,31 +171,24 @@ export const COLUMNS = 64;
  * The product with its right operand in panels: rows of it are far apart, and walking down them
  * misses the caches and their prefetching.
  */
-function inColumns(launch: GemmLaunch, product: Gemm): Gemm {
+function inColumns(launch: GemmLaunch, product: Gemm): Gemm & { readonly b: Panels } {
   const { b, N, K, batch } = product;
-  if ("panels" in b) return product;
+  if ("panels" in b) return { ...product, b };
   const panels = panelsOf(launch, b, { extent: N, K, batch }, COLUMNS);
   return { ...product, b: { panels, matrices: matricesOf(product) } };
 }
 
 /** The product with its left operand in panels. */
-function inPanels(launch: GemmLaunch, product: Gemm): Gemm & { readonly a: Panels } {
+function inPanels<Product extends Gemm>(
+  launch: GemmLaunch,
+  product: Product,
+): Product & { readonly a: Panels } {
   const { a, M, K, batch } = product;
-  if ("panels" in a) return { ...product, a: { ...a, panels: reserved(launch, a.panels) } };
+  if ("panels" in a) return { ...product, a };
   const shared = a.batch.every((stride, i) => stride === 0 || batch[i] === 1);
   const source = shared ? { ...a, batch: [] } : a;
   const panels = panelsOf(launch, source, { extent: M, K, batch: shared ? [] : batch }, PANEL);
   return { ...product, a: { panels, matrices: shared ? 1 : matricesOf(product) } };
-}
-
-/** Panels that windows can show: copied if their buffer is too short, as hand-made weights' is. */
-function reserved(launch: GemmLaunch, panels: Tensor): Tensor {
-  const { shape, dtype } = panels;
-  if (panels.storage.buffer.size - panels.offset >= panelReserve(shape, dtype)) return panels;
-  const [depth, width] = shape.slice(-2);
-  const count = panels.size / (depth * width);
-  const source = { tensor: panels, offset: 0, major: 1, step: width, batch: [depth * width] };
-  return panelsOf(launch, source, { extent: width, K: depth, batch: [count] }, width);
 }
 
 /** Whether four neighbours along the major axis can be read as a vector. */
@@ -213,7 +208,7 @@ export function matricesOf({ batch }: Gemm): number {
 }
 
 /** Bits of the parameter `flags`, which says what comes behind a sum. */
-export const FLAGS = { biasRow: 1, biasColumn: 2, embedding: 4, residual: 8, silu: 16, part: 32 };
+export const FLAGS = { biasRow: 1, biasColumn: 2, embedding: 4, residual: 8, silu: 16 };
 
 /** WGSL: `has(flag)`. */
 export const HAS_FLAG = "fn has(flag: u32) -> bool { return (p.flags & flag) != 0u; }";
@@ -229,28 +224,16 @@ export interface Shared {
   readonly declarations: string;
 }
 
-/**
- * What comes behind the sum.
- *
- * @param part `"first"`: a part of the sum, stored as it is; `"middle"`: added to what is stored;
- *   `"last"`: the same, and the rest of the epilogue; `"all"`: the whole sum. Parts need an `f32`
- *   output.
- */
-export function epilogue(
-  product: Gemm,
-  part: "first" | "middle" | "last" | "all" = "all",
-): Shared {
+/** What comes behind the sum. */
+export function epilogue(product: Gemm): Shared {
   const { out, M, N, bias, biasAxis, embedding, residual, activation } = product;
   const vector = storesVectors(product);
   const bindOut = vector ? vectors : scalars;
-  const ends = part === "last" || part === "all";
-  const flags = (bias && ends ? (biasAxis === "row" ? FLAGS.biasRow : FLAGS.biasColumn) : 0) |
-    (embedding && ends ? FLAGS.embedding : 0) | (residual && ends ? FLAGS.residual : 0) |
-    (activation === "silu" && ends ? FLAGS.silu : 0) |
-    (part === "middle" || part === "last" ? FLAGS.part : 0);
+  const flags = (bias ? (biasAxis === "row" ? FLAGS.biasRow : FLAGS.biasColumn) : 0) |
+    (embedding ? FLAGS.embedding : 0) | (residual ? FLAGS.residual : 0) |
+    (activation === "silu" ? FLAGS.silu : 0);
   // A tensor that is absent is stood in for by one that is there; the flags keep it unread.
   const any = "panels" in product.b ? product.b.panels : product.b.tensor;
-  // Parts of a sum are scaled each: they are added to each other, and to what comes behind them.
   const scale = "panels" in product.a && product.a.scale;
   return {
     variant: `${vector}${scale ? " scaled" : ""}`,
@@ -285,7 +268,6 @@ export function epilogue(
       ${
       vector
         ? `
-      if (has(${FLAGS.part}u)) { v += vec4f(out[at / 4u]); }
       if (has(${FLAGS.residual}u)) { v += vec4f(residual[at / 4u]); }
       if (has(${FLAGS.silu}u)) { v = v / (1.0 + exp(-v)); }
       out[at / 4u] = out_t(v);`
@@ -293,7 +275,6 @@ export function epilogue(
       for (var i = 0u; i < 4u; i++) {
         if (n + i < p.N) {
           var s = v[i];
-          if (has(${FLAGS.part}u)) { s += f32(out[at + i]); }
           if (has(${FLAGS.residual}u)) { s += f32(residual[at + i]); }
           if (has(${FLAGS.silu}u)) { s = s / (1.0 + exp(-s)); }
           out[at + i] = out_t(s);
@@ -304,10 +285,10 @@ export function epilogue(
   };
 }
 
-/** An operand read from storage: binding, parameters, and WGSL for it. */
+/** An operand as a form reads it: binding, parameters, and WGSL for it. */
 export interface Reader {
   readonly variant: string;
-  readonly binding: Binding;
+  readonly binding: Binding | Texels;
   readonly params: Readonly<Record<string, Param>>;
   /** `load_a(at)`: four neighbours along the major axis. */
   readonly declarations: string;
@@ -321,8 +302,12 @@ export interface Reader {
   readonly step: string;
 }
 
-/** Makes an operand of a product readable by forms that read storage. */
-export function reader(name: "a" | "b", product: Gemm): Reader {
+/**
+ * Makes an operand of a product readable.
+ *
+ * @param texels Texels of the operand's panels; without, they are read from storage.
+ */
+export function reader(name: "a" | "b", product: Gemm, texels?: Texels): Reader {
   const operand = product[name];
   const rest = `rest_${name}`;
   if ("panels" in operand) {
@@ -332,12 +317,12 @@ export function reader(name: "a" | "b", product: Gemm): Reader {
     const width = quantized ? 4 * elements : elements;
     return {
       variant: `panels ${width}`,
-      binding: quantized ? scalars(panels) : vectors(panels),
+      binding: texels ?? (quantized ? scalars(panels) : vectors(panels)),
       params: {
         [`${name}Depth`]: u32(depth),
         [`${name}Batch`]: u32(matrices > 1 ? panels.size / matrices * width / elements : 0),
       },
-      declarations: quantized
+      declarations: texels ? texelLoader(name) : quantized
         ? `${UNPACK}
         fn load_${name}(at: u32) -> vec4f { return unpack(${name}[at]); }`
         : `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`,

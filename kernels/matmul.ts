@@ -111,7 +111,8 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
     }
     return { shape, dtype: activationType(a, b, attributes) };
   },
-  launch({ device, inputs, output, attributes, dispatch, temporary }) {
+  launch(launch) {
+    const { inputs, output, attributes } = launch;
     const [a, b, bias, residual] = inputs as [Tensor, Tensor, Tensor | null, Tensor | null];
     const { M, N, K, batch, batchA, batchB } = geometry(a.shape, b.shape, attributes);
     const merged = mergeBatch(
@@ -126,7 +127,7 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
       );
     }
     const { transposeA, transposeB, biasAxis, activation, form } = attributes;
-    gemm({ device, dispatch, temporary }, {
+    gemm(launch, {
       a: {
         tensor: a,
         offset: 0,
@@ -210,7 +211,7 @@ export const matmulKernel: Kernel<Attributes> = defineKernel<Attributes>({
     },
     { shapes: [[130, 70], [70, 130], null, null], attributes: { ...PLAIN, activation: "silu" } },
   ].flatMap(({ shapes, attributes }) =>
-    (["windows", "registers", "tiles"] as const).map((form) => ({
+    (["texels", "registers", "tiles"] as const).map((form) => ({
       shapes,
       attributes: { ...attributes, form } as Attributes,
     }))

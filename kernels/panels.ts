@@ -1,8 +1,8 @@
 /**
  * Panels: how weights are kept. A matrix of M outputs and K inputs becomes
  * `[⌈M/32⌉, ⌈K/4⌉·4, 32]`, filled up with zeros: 32 outputs lie side by side, panel after panel. A
- * product then reads its weights in the order of their addresses, whatever its tiles are, and a
- * stretch of a panel fits into the uniform address space. Weights of 8 bits lie in the same order,
+ * product then reads its weights in the order of their addresses, whatever its tiles are. Weights of
+ * 8 bits lie in the same order,
  * four in a word (`quantized.ts`).
  *
  * @module
@@ -17,10 +17,9 @@ import {
   scalars,
   u32,
   vectors,
-  windowReserve,
 } from "../core/kernel.ts";
-import { formatShape, type Shape, sizeOf } from "../core/shape.ts";
-import { bytesPerElement, type DType } from "../core/dtype.ts";
+import { formatShape, sizeOf } from "../core/shape.ts";
+import type { DType } from "../core/dtype.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { Operand } from "./gemm.ts";
 
@@ -38,11 +37,6 @@ export function panelShape(
 ): [number, number, number] {
   const width = dtype === "u32" ? PANEL / 4 : PANEL;
   return [Math.ceil(outputs / PANEL), Math.ceil(inputs / 4) * 4, width];
-}
-
-/** Bytes to reserve for panels, so that windows can show them. */
-export function panelReserve(shape: Shape, dtype: DType): number {
-  return windowReserve(sizeOf(shape) * bytesPerElement(dtype));
 }
 
 /**
@@ -120,8 +114,7 @@ export function pack(
 }
 
 /**
- * Enqueues the packing of matrices, as {@link pack} does it, into a temporary that windows can
- * show: `[matrices, ⌈extent/width⌉, K4, width]`.
+ * Enqueues the packing of matrices, as {@link pack} does it, into a temporary: `[matrices, ⌈extent/width⌉, K4, width]`.
  */
 export function panelsOf(
   { dispatch, temporary }: Pick<Launch<unknown>, "dispatch" | "temporary">,
@@ -132,7 +125,7 @@ export function panelsOf(
   const { extent, K, batch } = extents;
   const shape = [sizeOf(batch), Math.ceil(extent / width), Math.ceil(K / 4) * 4, width];
   const { dtype } = source.tensor;
-  const panels = temporary(shape, dtype, panelReserve(shape, dtype));
+  const panels = temporary(shape, dtype);
   pack(dispatch, source, extents, panels);
   return panels;
 }
@@ -151,7 +144,6 @@ export const packPanelsKernel: Kernel<Record<never, never>> = defineKernel<Recor
     const [outputs] = weight.shape;
     return { shape: panelShape(outputs, sizeOf(weight.shape) / outputs), dtype: weight.dtype };
   },
-  reserve: ({ shape, dtype }) => panelReserve(shape, dtype),
   launch({ inputs, output, dispatch }) {
     const [weight] = inputs as [Tensor];
     const [extent] = weight.shape;

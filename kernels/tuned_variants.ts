@@ -36,7 +36,7 @@ const THRESHOLDS = [Infinity, 4096, 1024, 256, 64];
 export const VARIANT_CANDIDATES: {
   readonly [Name in keyof VariantChoices]: readonly VariantChoices[Name][];
 } = {
-  gemm: ["windows", "registers", "tiles", "matrix"],
+  gemm: ["texels", "registers", "tiles", "matrix"],
   tiles: tileLists("tiles", [
     { rows: 128, columns: 64, depth: 16, own: [8, 8], least: 64 },
     { rows: 64, columns: 64, depth: 32, own: [8, 4], least: 32 },
@@ -45,14 +45,14 @@ export const VARIANT_CANDIDATES: {
     { rows: 64, columns: 64, depth: 16, own: [32, 32], least: 32 },
   ]),
   block: [[4, 4], [8, 8], [16, 8], [32, 8], [16, 16], [32, 16]],
-  immediates: [true, false],
+  broadcast: [true, false],
   winograd: THRESHOLDS.flatMap((two) => THRESHOLDS.map((four) => ({ two, four }))),
-  attention: ["windows", "lanes", "tiles", "matrix"],
+  attention: ["texels", "lanes", "tiles", "matrix"],
   wideRows: [false, true],
 };
 
 /** Raised when a choice comes to mean something else: entries of other versions are not used. */
-const VERSION = 1;
+const VERSION = 2;
 
 /** What is kept for an adapter. */
 interface Entry {
@@ -68,7 +68,7 @@ export function tuningKey({ info }: Pick<Device, "info">): string {
   const features = [
     info.f16 && "f16",
     info.subgroups && "subgroups",
-    info.immediates && "immediates",
+    info.texels && "texels",
     info.subgroupMatrix && "matrix",
   ].filter((feature) => feature);
   return [description, implementation, vendor, architecture, features.join(" ")].join(" | ");
@@ -166,7 +166,7 @@ export async function saveTunedVariants(
   return file;
 }
 
-/** A choice for people: `32×8`, `two 64, four 1024`, `windows`; lists of tiles by their sizes. */
+/** A choice for people: `32×8`, `two 64, four 1024`, `texels`; lists of tiles by their sizes. */
 export function describeChoice(value: unknown): string {
   if (Array.isArray(value)) {
     return value.map(describeChoice).join(value.every(isRecord) ? " | " : "×");

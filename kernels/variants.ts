@@ -10,17 +10,16 @@ import type { Device, DeviceInfo } from "../core/device.ts";
 /**
  * How a matrix product is computed.
  *
- * - `windows`: 8 lanes hold a block of sums in registers; the weights pass through the uniform
- *   address space, a window of 64 KiB at a time.
+ * - `texels`: 8 lanes hold a block of sums in registers; both operands are read from textures.
  * - `registers`: the same, both operands from storage.
  * - `tiles`: 256 threads stage tiles of both operands in workgroup memory.
  * - `matrix`: the same, but whole subgroups multiply matrices from there (experimental in Dawn);
  *   where the adapter has no matrix units for the types at hand, `tiles`.
  */
-export type GemmForm = "windows" | "registers" | "tiles" | "matrix";
+export type GemmForm = "texels" | "registers" | "tiles" | "matrix";
 
 /** How attention is computed; see `attention.ts`. */
-export type AttentionForm = "windows" | "lanes" | "tiles" | "matrix";
+export type AttentionForm = "texels" | "lanes" | "tiles" | "matrix";
 
 /** How a product is cut for the workgroups of a GPU. */
 export interface Tile {
@@ -49,13 +48,13 @@ export interface Variants {
   readonly tiles: readonly Tile[];
   /** Tiles of the form `matrix`, likewise. */
   readonly matrices: readonly Tile[];
-  /** Rows and columns of sums in a lane (`windows`, `registers`). */
+  /** Rows and columns of sums in a lane (`texels`). */
   readonly block: readonly [rows: number, columns: number];
   /**
-   * Whether the forms `windows` build the addresses that all lanes share from immediate data, which a
-   * driver knows to be the same everywhere: it then reads once, not once a lane.
+   * Whether the forms `texels` have each lane of a subgroup of 8 fetch a part of what all share, and
+   * broadcast it, rather than each fetch all of it.
    */
-  readonly immediates: boolean;
+  readonly broadcast: boolean;
   /** Least number of outputs of an image from which 3×3 convolutions use F(2×2) and F(4×4). */
   readonly winograd: { readonly two: number; readonly four: number };
   /** Form of attention. */
@@ -99,7 +98,7 @@ const GPU: Omit<Variants, "name"> = {
   tiles: TILES,
   matrices: MATRICES,
   block: [16, 8],
-  immediates: false,
+  broadcast: false,
   winograd: { two: Infinity, four: Infinity },
   attention: "tiles",
   wideRows: true,
@@ -107,13 +106,13 @@ const GPU: Omit<Variants, "name"> = {
 
 /** What adapters have in common that compute on the CPU. */
 const SOFTWARE: Omit<Variants, "name"> = {
-  gemm: "windows",
+  gemm: "texels",
   tiles: TILES,
   matrices: MATRICES,
-  block: [32, 16],
-  immediates: false,
+  block: [16, 16],
+  broadcast: false,
   winograd: { two: 64, four: 1024 },
-  attention: "windows",
+  attention: "texels",
   wideRows: false,
 };
 
@@ -126,18 +125,27 @@ function madeBy(names: RegExp, pci: number): VariantRow["matches"] {
 /** The table. */
 export const VARIANT_TABLE: readonly VariantRow[] = [
   {
-    matches: ({ software, immediates }) => software && immediates,
+    matches: ({ software, texels, subgroupSize }) => software && texels && subgroupSize === 8,
     variants: {
       ...SOFTWARE,
-      name: "software, SIMD vectors of 8 lanes, immediate data (llvmpipe through Dawn)",
-      // Shared loads cost little there, and more sums than these only fill the caches.
+      name: "software, subgroups of 8 lanes (llvmpipe through Dawn)",
+      // What lanes share costs little there.
       block: [32, 8],
-      immediates: true,
+      broadcast: true,
     },
   },
   {
-    matches: ({ software }) => software,
+    matches: ({ software, texels }) => software && texels,
     variants: { ...SOFTWARE, name: "software, SIMD vectors of 8 lanes (llvmpipe, SwiftShader)" },
+  },
+  {
+    matches: ({ software }) => software,
+    variants: {
+      ...SOFTWARE,
+      name: "software without textures that are read like storage",
+      gemm: "registers",
+      attention: "lanes",
+    },
   },
   {
     matches: ({ subgroupMatrix }) => subgroupMatrix !== null,

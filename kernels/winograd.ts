@@ -13,7 +13,7 @@
 import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { type Activation, COLUMNS, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
-import { PANEL, panelReserve } from "./panels.ts";
+import { PANEL } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
 import type { Variants } from "./variants.ts";
 import { each } from "./wgsl.ts";
@@ -98,10 +98,11 @@ interface Tiling {
 
 /** Enqueues the transforms and the products. */
 export function winograd(
-  { device, dispatch, temporary }: GemmLaunch,
+  launch: GemmLaunch,
   m: 2 | 4,
   convolution: WinogradConvolution,
 ): void {
+  const { device, dispatch, temporary } = launch;
   const { x, output } = convolution;
   const [B, C] = x.shape;
   const [, O, outH, outW] = output.shape;
@@ -129,12 +130,12 @@ export function winograd(
       if (!filters || panelsAtOnce < panels) {
         const shape = [taps, Math.min(panelsAtOnce, panels - panel), depth, PANEL];
         if (filters?.shape[1] !== shape[1]) {
-          filters = temporary(shape, "f32", panelReserve(shape, "f32"));
+          filters = temporary(shape, "f32");
         }
         transformFilters(dispatch, convolution, tiling, filters, panel);
       }
       const firstOutput = panel * PANEL;
-      gemm({ device, dispatch, temporary }, {
+      gemm(launch, {
         a: { panels: filters, matrices: taps },
         b: inPanels
           ? { panels: tiles, matrices: taps }

@@ -14,7 +14,7 @@ import { WeightError } from "../core/errors.ts";
 import type { SafetensorsFile, TensorInfo } from "../core/safetensors.ts";
 import { type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { panelReserve, panelShape } from "../kernels/panels.ts";
+import { panelShape } from "../kernels/panels.ts";
 import { add, type QuantizedWeights } from "../kernels/mod.ts";
 import { sameWeights } from "./state_dict.ts";
 import { fill } from "./weight_stream.ts";
@@ -160,7 +160,7 @@ export class Weights {
     const inputs = sizeOf(shape) / shape[0];
     const dtype = quantize ? "u32" : this.#model.dtype;
     const kept = panelShape(shape[0], inputs, dtype);
-    const tensor = device.empty(kept, dtype, panelReserve(kept, dtype)).keep();
+    const tensor = device.empty(kept, dtype).keep();
     const scale = quantize ? device.empty([shape[0]], "f32").keep() : null;
     this.#model.declared.set(path, { name: path, tensor, inputs, scale });
     return scale ? { panels: tensor, scale } : tensor;

@@ -193,7 +193,7 @@ test("info tells runtime, adapter, limits and the form of the kernels", async ()
   assert.match(facts.runtime, /^(Deno|Bun|Node) /);
   assert.equal(
     facts.variants.choices?.gemm ?? facts.variants.gemm,
-    facts.software ? "windows" : "tiles",
+    facts.software ? "texels" : "tiles",
   );
   assert.ok(facts.limits.maxBufferSize >= 2 ** 27);
 });

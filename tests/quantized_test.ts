@@ -8,7 +8,7 @@ import { f32ArrayToF16 } from "../core/dtype.ts";
 import { ShapeError } from "../core/errors.ts";
 import { Generator } from "../core/random.ts";
 import { channelLinear, conv2d, quantize, type QuantizedWeights } from "../kernels/mod.ts";
-import { panelReserve, panelShape } from "../kernels/panels.ts";
+import { panelShape } from "../kernels/panels.ts";
 import { weightReader } from "../kernels/quantized.ts";
 import { generatedWeights } from "../models/generated_weights.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
@@ -70,12 +70,12 @@ test("pieces of whole panels, and half-precision numbers, give the same words", 
   assert.deepEqual(pieces.flatMap(({ scale }) => [...scale]), [...whole.scale]);
 });
 
-/** Weights on the device, in a buffer that windows can show. */
+/** Weights on the device. */
 function upload(values: Float32Array, outputs: number): QuantizedWeights {
   const inputs = values.length / outputs;
   const { panels, scale } = quantize(values, inputs);
   const shape = panelShape(outputs, inputs, "u32");
-  const tensor = device.empty(shape, "u32", panelReserve(shape, "u32"));
+  const tensor = device.empty(shape, "u32");
   device.write(tensor, panels);
   return { panels: tensor, scale: device.tensor(scale) };
 }

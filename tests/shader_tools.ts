@@ -2,7 +2,6 @@
 
 import { create, globals } from "webgpu";
 import { Device } from "../core/device.ts";
-import { IMMEDIATE_BYTES } from "../core/immediates.ts";
 import { findGpu } from "../core/runtime.ts";
 import { SUBGROUP_MATRIX, type SubgroupMatrix } from "../core/subgroup_matrix.ts";
 
@@ -19,7 +18,6 @@ export async function openNull(): Promise<GPUDevice> {
   const adapter = await gpu.requestAdapter();
   return await adapter!.requestDevice({
     requiredFeatures: ["shader-f16", "subgroups", SUBGROUP_MATRIX],
-    requiredLimits: { maxImmediateSize: IMMEDIATE_BYTES },
   });
 }
 
@@ -64,7 +62,8 @@ export function intercepted(
     description: "an adapter made up for a test",
     vendor: "",
     architecture: "",
-    immediates: false,
+    subgroupSize: null,
+    texels: true,
     subgroupMatrix: null,
     ...found,
   }, {});

@@ -21,8 +21,9 @@ after(() => gpu.destroy());
 
 /** One adapter for each row of the variant table; none of them has to be here. */
 const ADAPTERS = [
-  { software: true, description: "llvmpipe", immediates: true },
+  { software: true, description: "llvmpipe", subgroupSize: 8 },
   { software: true, description: "llvmpipe" },
+  { software: true, texels: false },
   { subgroupMatrix: madeUpUnits(32, [16, 16, 16], ["f16"]) },
   { vendor: "nvidia" },
   { vendor: "4098" },

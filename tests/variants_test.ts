@@ -56,7 +56,8 @@ function madeUp(info: Partial<DeviceInfo>): { info: DeviceInfo } {
       f16: true,
       timestamps: true,
       subgroups: true,
-      immediates: false,
+      subgroupSize: null,
+      texels: true,
       subgroupMatrix: null,
       ...info,
     },
@@ -91,7 +92,7 @@ test("adapters get the first row that fits them", () => {
 
 test("software adapters get no workgroup memory, and unknown ones nothing experimental", () => {
   const { gemm, attention } = variantsOf(madeUp(LLVMPIPE));
-  assert.deepEqual([gemm, attention], ["windows", "windows"]);
+  assert.deepEqual([gemm, attention], ["texels", "texels"]);
   const unknown = variantsOf(madeUp({}));
   assert.deepEqual([unknown.gemm, unknown.attention], ["tiles", "tiles"]);
   assert.equal(
@@ -137,7 +138,7 @@ async function load(adapter: { info: DeviceInfo }, file: string): Promise<[boole
 test("tuned choices are kept by adapter, and read back", async () => {
   const file = newFile();
   const choices: Partial<VariantChoices> = {
-    gemm: "windows",
+    gemm: "texels",
     block: [16, 8],
     winograd: { two: 256, four: Infinity },
     tiles: VARIANT_CANDIDATES.tiles[VARIANT_CANDIDATES.tiles.length - 1],
@@ -178,7 +179,7 @@ test("what cannot be used of the file is left alone, with one line that says so"
     ["[]", /no list/],
     ["null", /no list/],
     [withEntry(null), /another version/],
-    [withEntry("windows"), /another version/],
+    [withEntry("texels"), /another version/],
     [withEntry({ ...entry, version: 0 }), /another version/],
     [withEntry({ ...entry, version: "1" }), /another version/],
     [withEntry({ ...entry, choices: null }), /unknown/],
@@ -195,7 +196,7 @@ test("what cannot be used of the file is left alone, with one line that says so"
     assert.equal(warnings.length, 1, content);
     assert.match(warnings[0], why);
     assert.doesNotMatch(warnings[0], /\n/);
-    assert.equal(variantsOf(adapter).gemm, "windows");
+    assert.equal(variantsOf(adapter).gemm, "texels");
   }
   await writeFile(file, "{");
   await saveTunedVariants(madeUp(LLVMPIPE), { gemm: "registers" }, file);
@@ -237,7 +238,7 @@ test("choices and the chosen WebGPU are put into words", () => {
 
 test("tuning leaves the table only for what beats it in every round", () => {
   const workloads = someCases("silu", 1);
-  const [table, better, unsteady, broken] = (["windows", "registers", "tiles", "matrix"] as const)
+  const [table, better, unsteady, broken] = (["texels", "registers", "tiles", "matrix"] as const)
     .map((gemm) => ({ name: gemm, choices: { gemm } }));
   const decide = (...ways: (typeof table)[]) => {
     const [first, ...rest] = ways.map((way) => ({ choices: way.choices, ways: [way] }));
@@ -283,7 +284,7 @@ function forSmall({ tiles, ...choices }: Partial<VariantChoices>): Partial<Varia
 
 /** What the keys of shaders say of a way that this adapter can go. */
 function markOf({ gemm, block, tiles }: Partial<VariantChoices>): string {
-  if (gemm === "windows" && block) return `windows ${block.join("x")} `;
+  if (gemm === "texels" && block) return `texels ${block.join("x")} `;
   if (gemm !== "tiles" || !tiles) return gemm === "registers" ? "registers " : "";
   const [{ rows, columns, depth, own }] = tiles;
   return `tiles ${rows}x${columns}x${depth} ${own} `;
@@ -311,7 +312,7 @@ describe("every way agrees with the float64 references", () => {
         await check(casesFor(decision, way));
         if (decision.title !== "products") return;
         overrideVariants(device, forSmall(way.choices));
-        const telling = way.choices.gemm === "windows" ? huge : large;
+        const telling = way.choices.gemm === "texels" ? huge : large;
         await check([telling]);
         const shaders = shadersOf(device, telling, "f32");
         assert.ok(shaders.includes(markOf(way.choices)), `${way.name} is what ran: ${shaders}`);

@@ -46,7 +46,7 @@ export interface Decision {
 
 /** The parameter that a form of products has. */
 const PARAMETERS: Partial<Record<GemmForm, "block" | "tiles" | "matrices">> = {
-  windows: "block",
+  texels: "block",
   tiles: "tiles",
   matrix: "matrices",
 };
@@ -83,10 +83,10 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
     ),
     winogradDecision(row, extent),
     // Where the table does not name them, the adapter lacks them.
-    ...(row.immediates
+    ...(row.broadcast
       ? [simple(
-        "immediates",
-        candidatesOf("immediates", row),
+        "broadcast",
+        candidatesOf("broadcast", row),
         costliest(...products, "attention"),
         cases(...products, "attention"),
       )]

@@ -102,9 +102,14 @@ export function shadersOf(
     kernel.launch({
       device,
       inputs,
-      output: device.empty(spec.shape, spec.dtype, kernel.reserve?.(spec)),
+      output: device.empty(spec.shape, spec.dtype),
       attributes,
-      temporary: (shape, dtype, reserve) => device.empty(shape, dtype, reserve),
+      temporary: (shape, dtype) => device.empty(shape, dtype),
+      texels(tensor) {
+        const { texels, dispose } = device.texels(tensor);
+        dispose();
+        return texels;
+      },
       dispatch(dispatch) {
         const { params, workgroups } = dispatch;
         const values = Object.values(params).map(({ value }) => value);

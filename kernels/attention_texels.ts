@@ -1,0 +1,228 @@
+/**
+ * Attention for software adapters that fetch texels faster than they read storage: a lane holds a
+ * block of scores, 16 keys × 8 queries, in registers; queries, keys and values come from textures, as
+ * the operands of `gemm_texels.ts` do. Unnormalised sums wait in a bounded temporary between tiles of
+ * keys.
+ *
+ * @module
+ */
+
+import { f32, type Launch, scalars, u32, vectors } from "../core/kernel.ts";
+import { texelLoader, type Texels } from "../core/texels.ts";
+import type { Tensor } from "../core/tensor.ts";
+import type { AttentionGeometry } from "./attention_reference.ts";
+import { COLUMNS } from "./gemm.ts";
+import { panelsOf } from "./panels.ts";
+import { broadcastDirectives, LANES, loadRows } from "./shared_rows.ts";
+import { variantsOf } from "./variants.ts";
+import { each } from "./wgsl.ts";
+
+/** 4-vectors of queries of a lane, and of keys of a tile. */
+const NQ = 2;
+const NK = 4;
+const TILE = 4 * NK;
+/** Queries of a workgroup. */
+const BLOCK = 4 * NQ * LANES;
+/** Channels of a round of the sum that makes scores. */
+const STEPS = 2;
+
+/** Bytes of the temporary that holds unfinished sums, as far as one row fits. */
+const SUM_BYTES = 2 ** 25;
+
+/** WGSL of what this form shares with the others. */
+export interface AttentionText {
+  /** `store(base, token, x)`, `source_row(row, i)`, and `LOW`, less than any score. */
+  readonly declarations: string;
+  /** The number of a mode in `source_row`. */
+  readonly mode: number;
+}
+
+/** Enqueues attention without a bias. */
+export function attentionTexels(
+  launch: Launch<unknown>,
+  g: AttentionGeometry,
+  { declarations, mode }: AttentionText,
+): void {
+  const { device, inputs, output, dispatch, temporary } = launch;
+  const [q, k, v] = inputs as [Tensor, Tensor, Tensor];
+  const { d, heads, keys, queries } = g;
+  const depth = Math.ceil(d / 4) * 4;
+  const tiles = Math.ceil(keys / TILE);
+  const blocks = Math.ceil(queries / BLOCK);
+  const inPanels = (x: Tensor, tokens: number, width: number) => {
+    const source = { tensor: x, offset: 0, major: 1, step: tokens, batch: [d * tokens] };
+    const extents = { extent: tokens, K: d, batch: [x.shape[0] * heads] };
+    return launch.texels(panelsOf(launch, source, extents, width));
+  };
+  const texels = {
+    ...queryTexels(launch, g, q, () => inPanels(q, queries, COLUMNS)),
+    k: inPanels(k, keys, TILE),
+    v: inPanels(v, keys, TILE),
+  };
+  const whole = queries % 4 === 0;
+  const { broadcast } = variantsOf(device);
+  const rowSums = heads * blocks * depth * BLOCK;
+  const rowsTogether = Math.max(1, Math.min(g.rows, Math.floor(SUM_BYTES / 4 / rowSums)));
+  const sums = temporary([rowsTogether * rowSums], "f32");
+  for (let first = 0; first < g.rows; first += rowsTogether) {
+    dispatch({
+      variant: `texels ${whole} ${g.causal} ${broadcast}`,
+      directives: broadcastDirectives(broadcast),
+      read: { q: texels.q, k: texels.k, v: texels.v },
+      write: { out: whole ? vectors(output) : scalars(output), sums: vectors(sums) },
+      params: {
+        d: u32(d),
+        depth: u32(depth),
+        heads: u32(heads),
+        queries: u32(queries),
+        length: u32(g.length),
+        scale: f32(g.scale * Math.LOG2E),
+        first: u32(first),
+        tiles: u32(tiles),
+        sources: u32(g.sources),
+        frames: u32(g.frames),
+        kv_frames: u32(g.kvFrames),
+        mode: u32(mode),
+        keys: u32(TILE),
+        ...texels.params,
+      },
+      workgroup: [LANES, 1, 1],
+      workgroups: [blocks, heads, Math.min(rowsTogether, g.rows - first)],
+      declarations: () => declarations + ["q", "k", "v"].map(texelLoader).join(""),
+      main: () => main(broadcast, g.causal),
+    });
+  }
+}
+
+/**
+ * Texels of the queries, and where they lie: as they are, if four neighbours are a texel, else in
+ * panels.
+ */
+function queryTexels(
+  { texels }: Launch<unknown>,
+  { d, queries }: AttentionGeometry,
+  q: Tensor,
+  inPanels: () => Texels,
+) {
+  if (queries % 4 === 0) {
+    const params = {
+      q_head: u32(d * queries / 4),
+      q_block: u32(BLOCK / 4),
+      q_step: u32(queries / 4),
+    };
+    return { q: texels(q), params };
+  }
+  const block = Math.ceil(d / 4) * COLUMNS;
+  const params = {
+    q_head: u32(Math.ceil(queries / COLUMNS) * block),
+    q_block: u32(block),
+    q_step: u32(COLUMNS / 4),
+  };
+  return { q: inPanels(), params };
+}
+
+function main(broadcast: boolean, causal: boolean): string {
+  const tile = (text: (key: number, h: number) => string) =>
+    each(TILE, (key) => each(NQ, (h) => text(key, h)));
+  const shared = { width: NK, stride: NK };
+  const keys = loadRows(broadcast, { ...shared, name: "k", at: "at_k", rows: STEPS });
+  // A fetch of all lanes brings two channels of values.
+  const channels = broadcast ? LANES / NK : 1;
+  const values = loadRows(broadcast, { ...shared, name: "v", at: "at_v", rows: channels });
+  return `
+      let row = p.first + wg.z;
+      let head = wg.y;
+      let token = (wg.x * ${LANES}u + lane) * ${4 * NQ}u;
+      let queries = (row * p.heads + head) * p.q_head + wg.x * p.q_block + lane * ${NQ}u;
+      let home = ((wg.z * p.heads + head) * grid.x + wg.x) * p.depth * ${
+    LANES * NQ
+  }u + lane * ${NQ}u;
+      let length = ${causal ? `min(p.length, (wg.x + 1u) * ${BLOCK}u)` : "p.length"};
+      ${each(NQ, (h) => `var m${h} = vec4f(LOW); var l${h} = vec4f();`)}
+      for (var i = 0u; i < p.sources; i++) {
+        let source = (source_row(row, i) * p.heads + head) * p.tiles * p.depth * ${NK}u;
+        for (var key = 0u; key < length; key += ${TILE}u) {
+          let tile = source + key / ${TILE}u * p.depth * ${NK}u;
+          ${tile((j, h) => `var s${j}_${h} = vec4f();`)}
+          for (var c = 0u; c < p.depth; c += ${STEPS}u) {
+            let at_k = tile + c * ${NK}u;
+            ${keys.statements}
+            ${
+    each(STEPS, (u) => `
+            // Behind the last channel the keys are zero; the queries are read again.
+            let at_q${u} = queries + min(c + ${u}u, p.d - 1u) * p.q_step;
+            ${each(NQ, (h) => `let q${u}_${h} = load_q(at_q${u} + ${h}u);`)}`)
+  }
+            ${
+    each(TILE, (j) => `
+            ${each(STEPS, (u) => `let k${u}at${j} = vec4f(${keys.number(u, j)});`)}
+            ${
+      each(NQ, (h) => {
+        let sum = `s${j}_${h}`;
+        for (let u = 0; u < STEPS; u++) sum = `fma(k${u}at${j}, q${u}_${h}, ${sum})`;
+        return `s${j}_${h} = ${sum};`;
+      })
+    }`)
+  }
+          }
+          // Loops of a length that the compiler does not know: unrolled, they take it seconds.
+          var w = array<vec4f, ${TILE * NQ}>(${
+    Array.from({ length: TILE * NQ }, (_, i) => `s${Math.floor(i / NQ)}_${i % NQ}`).join(", ")
+  });
+          ${each(NQ, (h) => `var n${h} = m${h};`)}
+          for (var j = 0u; j < p.keys; j++) {
+            ${
+    each(NQ, (h) => `
+            var x${h} = w[${NQ}u * j + ${h}u] * p.scale;
+            ${
+      causal
+        ? `x${h} = select(
+              vec4f(LOW), x${h}, vec4u(key + j) <= token + vec4u(${
+          [0, 1, 2, 3].map((i) => `${4 * h + i}u`)
+        }));`
+        : ""
+    }
+            x${h} = select(vec4f(LOW), x${h}, key + j < p.length);
+            w[${NQ}u * j + ${h}u] = x${h};
+            n${h} = max(n${h}, x${h});`)
+  }
+          }
+          ${each(NQ, (h) => `let f${h} = exp2(m${h} - n${h}); m${h} = n${h}; l${h} *= f${h};`)}
+          for (var j = 0u; j < p.keys; j++) {
+            ${
+    each(NQ, (h) => `
+            let x${h} = exp2(w[${NQ}u * j + ${h}u] - n${h});
+            w[${NQ}u * j + ${h}u] = x${h};
+            l${h} += x${h};`)
+  }
+          }
+          ${tile((j, h) => `s${j}_${h} = w[${NQ * j + h}];`)}
+          let begun = i + key > 0u;
+          for (var c = 0u; c < p.depth; c += ${channels}u) {
+            let at_v = tile + c * ${NK}u;
+            ${values.statements}
+            ${
+    each(channels, (u) => `
+            let at${u} = home + (c + ${u}u) * ${LANES * NQ}u;
+            ${
+      each(NQ, (h) => `var o${u}_${h} = select(vec4f(), sums[at${u} + ${h}u] * f${h}, begun);`)
+    }
+            ${
+      each(TILE, (j) => `
+            let v${u}at${j} = vec4f(${values.number(u, j)});
+            ${each(NQ, (h) => `o${u}_${h} = fma(v${u}at${j}, s${j}_${h}, o${u}_${h});`)}`)
+    }
+            ${each(NQ, (h) => `sums[at${u} + ${h}u] = o${u}_${h};`)}`)
+  }
+          }
+        }
+      }
+      for (var c = 0u; c < p.d; c++) {
+        let at = home + c * ${LANES * NQ}u;
+        ${
+    each(NQ, (h) =>
+      `store(((row * p.heads + head) * p.d + c) * p.queries, token + ${4 * h}u,
+          sums[at + ${h}u] / l${h});`)
+  }
+      }`;
+}
