@@ -66,7 +66,7 @@ export function attentionTexels(
   const sums = temporary([rowsTogether * rowSums], "f32");
   for (let first = 0; first < g.rows; first += rowsTogether) {
     dispatch({
-      variant: `texels ${whole} ${g.causal} ${broadcast}`,
+      variant: `texels ${whole} ${broadcast}`,
       directives: broadcastDirectives(broadcast),
       read: { q: texels.q, k: texels.k, v: texels.v },
       write: { out: whole ? vectors(output) : scalars(output), sums: vectors(sums) },
@@ -83,13 +83,14 @@ export function attentionTexels(
         frames: u32(g.frames),
         kv_frames: u32(g.kvFrames),
         mode: u32(mode),
+        causal: u32(g.causal ? 1 : 0),
         keys: u32(TILE),
         ...texels.params,
       },
       workgroup: [LANES, 1, 1],
       workgroups: [blocks, heads, Math.min(rowsTogether, g.rows - first)],
       declarations: () => declarations + ["q", "k", "v"].map(texelLoader).join(""),
-      main: () => main(broadcast, g.causal),
+      main: () => main(broadcast),
     });
   }
 }
@@ -121,7 +122,7 @@ function queryTexels(
   return { q: inPanels(), params };
 }
 
-function main(broadcast: boolean, causal: boolean): string {
+function main(broadcast: boolean): string {
   const tile = (text: (key: number, h: number) => string) =>
     each(TILE, (key) => each(NQ, (h) => text(key, h)));
   const shared = { width: NK, stride: NK };
@@ -137,7 +138,7 @@ function main(broadcast: boolean, causal: boolean): string {
       let home = ((wg.z * p.heads + head) * grid.x + wg.x) * p.depth * ${
     LANES * NQ
   }u + lane * ${NQ}u;
-      let length = ${causal ? `min(p.length, (wg.x + 1u) * ${BLOCK}u)` : "p.length"};
+      let length = select(p.length, min(p.length, (wg.x + 1u) * ${BLOCK}u), p.causal == 1u);
       ${each(NQ, (h) => `var m${h} = vec4f(LOW); var l${h} = vec4f();`)}
       for (var i = 0u; i < p.sources; i++) {
         let source = (source_row(row, i) * p.heads + head) * p.tiles * p.depth * ${NK}u;
@@ -173,16 +174,9 @@ function main(broadcast: boolean, causal: boolean): string {
           for (var j = 0u; j < p.keys; j++) {
             ${
     each(NQ, (h) => `
-            var x${h} = w[${NQ}u * j + ${h}u] * p.scale;
-            ${
-      causal
-        ? `x${h} = select(
-              vec4f(LOW), x${h}, vec4u(key + j) <= token + vec4u(${
-          [0, 1, 2, 3].map((i) => `${4 * h + i}u`)
-        }));`
-        : ""
-    }
-            x${h} = select(vec4f(LOW), x${h}, key + j < p.length);
+            let tokens${h} = token + vec4u(${[0, 1, 2, 3].map((i) => `${4 * h + i}u`)});
+            let seen${h} = (vec4<bool>(p.causal == 0u) | (vec4u(key + j) <= tokens${h})) & vec4<bool>(key + j < p.length);
+            let x${h} = select(vec4f(LOW), w[${NQ}u * j + ${h}u] * p.scale, seen${h});
             w[${NQ}u * j + ${h}u] = x${h};
             n${h} = max(n${h}, x${h});`)
   }

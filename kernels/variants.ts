@@ -111,7 +111,7 @@ const SOFTWARE: Omit<Variants, "name"> = {
   matrices: MATRICES,
   block: [16, 16],
   broadcast: false,
-  winograd: { two: 64, four: 1024 },
+  winograd: { two: 256, four: 256 },
   attention: "texels",
   wideRows: false,
 };
