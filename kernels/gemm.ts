@@ -104,7 +104,7 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   const { M, N } = product;
   if (form === "texels" && N < FEW_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
-  } else if (form === "texels" && M >= FEW_ROWS) {
+  } else if (form === "texels" && (M >= FEW_ROWS || "panels" in product.a)) {
     const [rows, columns] = variants.block;
     const block = M * N * product.K < SMALL_PRODUCT
       ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
@@ -167,13 +167,10 @@ function inWholeVectors<Product extends Gemm>(
 /** Columns in a panel of a right operand: what the 8 lanes of a software adapter hold. */
 export const COLUMNS = 64;
 
-/**
- * The product with its right operand in panels: rows of it are far apart, and walking down them
- * misses the caches and their prefetching.
- */
-function inColumns(launch: GemmLaunch, product: Gemm): Gemm & { readonly b: Panels } {
+/** The product with its right operand in panels, unless four neighbours of its rows are a vector. */
+function inColumns(launch: GemmLaunch, product: Gemm): Gemm {
   const { b, N, K, batch } = product;
-  if ("panels" in b) return { ...product, b };
+  if ("panels" in b || readsVectors(b)) return product;
   const panels = panelsOf(launch, b, { extent: N, K, batch }, COLUMNS);
   return { ...product, b: { panels, matrices: matricesOf(product) } };
 }
@@ -305,7 +302,8 @@ export interface Reader {
 /**
  * Makes an operand of a product readable.
  *
- * @param texels Texels of the operand's panels; without, they are read from storage.
+ * @param texels Texels of the operand, which then must be in panels or readable as vectors; without,
+ *   it is read from storage.
  */
 export function reader(name: "a" | "b", product: Gemm, texels?: Texels): Reader {
   const operand = product[name];
@@ -354,9 +352,11 @@ export function reader(name: "a" | "b", product: Gemm, texels?: Texels): Reader 
   }
   return {
     variant: `${vector},${batch.length}`,
-    binding: vector ? vectors(operand.tensor) : scalars(operand.tensor),
+    binding: texels ?? (vector ? vectors(operand.tensor) : scalars(operand.tensor)),
     params,
-    declarations: vector
+    declarations: texels
+      ? texelLoader(name)
+      : vector
       ? `fn load_${name}(at: u32) -> vec4f { return vec4f(${name}[at]); }`
       : `fn load_${name}(at: u32) -> vec4f {
           let d = p.${name}Major;

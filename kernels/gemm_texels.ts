@@ -1,8 +1,7 @@
 /**
  * Matrix products for software adapters that fetch texels faster than they read storage: a workgroup
  * is one SIMD vector of 8 lanes, and every lane holds a block of sums in registers. What limits them
- * are loads, so both operands are packed into panels, in the order in which they are read, and copied
- * into textures.
+ * are loads, so both operands are copied into textures, the weights packed into panels.
  *
  * `bench/tune.ts` times this form, `texels`, beside the one that reads both operands from storage,
  * `registers`.
@@ -29,13 +28,12 @@ const STEPS = 2;
 /** Weights are what all lanes share; each has columns of its own. */
 export function texelBlocks(
   launch: GemmLaunch,
-  product: Gemm & { readonly a: Panels; readonly b: Panels },
+  product: Gemm & { readonly a: Panels },
   [rows, columns]: readonly [number, number],
 ): void {
-  const { M, N, K } = product;
-  const { panels, matrices } = product.a;
+  const { M, N, K, a: { panels, matrices }, b: right } = product;
   const { broadcast } = variantsOf(launch.device);
-  const b = reader("b", product, launch.texels(product.b.panels));
+  const b = reader("b", product, launch.texels("panels" in right ? right.panels : right.tensor));
   const shared = epilogue(product);
   const wide = columns / 4;
   const depth = panels.shape[panels.shape.length - 2];
@@ -61,12 +59,13 @@ export function texelBlocks(
       ...shared.params,
     },
     workgroup: [LANES, 1, 1],
-    workgroups: [Math.ceil(N / (columns * LANES)), Math.ceil(M / rows), matricesOf(product)],
+    // Neighbours share columns, which are far apart in memory: they stay in the caches.
+    workgroups: [Math.ceil(M / rows), Math.ceil(N / (columns * LANES)), matricesOf(product)],
     declarations: () => `${texelLoader("a")} ${b.declarations} ${shared.declarations}`,
     main: () => `
       let z = wg.z;
-      let m0 = wg.y * ${rows}u;
-      let n0 = (wg.x * ${LANES}u + lane) * ${columns}u;
+      let m0 = wg.x * ${rows}u;
+      let n0 = (wg.y * ${LANES}u + lane) * ${columns}u;
       ${b.begin}
       var at_a = z * p.aBatch + m0 / ${PANEL}u * p.aDepth * ${PANEL / 4}u + m0 % ${PANEL}u / 4u;
       let at_b = ${b.at("n0", "0u")};

@@ -12,7 +12,7 @@
 
 import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { type Activation, COLUMNS, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
+import { type Activation, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
 import { PANEL } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
 import type { Variants } from "./variants.ts";
@@ -118,12 +118,7 @@ export function winograd(
   let filters: Tensor | null = null;
   for (let first = 0; first < groups; first += most) {
     const count = Math.min(most, groups - first);
-    // Columns of the products, in panels as these want them.
-    const inPanels = 4 * count >= COLUMNS;
-    const tiles = temporary(
-      inPanels ? [taps, Math.ceil(4 * count / COLUMNS), depth, COLUMNS] : [taps, C, 4 * count],
-      "f32",
-    );
+    const tiles = temporary([taps, C, 4 * count], "f32");
     const sums = temporary([taps, O, 4 * count], "f32");
     transformInput(dispatch, convolution, tiling, tiles, { first, count });
     for (let panel = 0; panel < panels; panel += panelsAtOnce) {
@@ -137,9 +132,7 @@ export function winograd(
       const firstOutput = panel * PANEL;
       gemm(launch, {
         a: { panels: filters, matrices: taps },
-        b: inPanels
-          ? { panels: tiles, matrices: taps }
-          : { tensor: tiles, offset: 0, major: 1, step: 4 * count, batch: [C * 4 * count] },
+        b: { tensor: tiles, offset: 0, major: 1, step: 4 * count, batch: [C * 4 * count] },
         out: {
           tensor: sums,
           offset: firstOutput * 4 * count,
@@ -232,10 +225,6 @@ function transformInput(
 ): void {
   const [, C, H, W] = x.shape;
   const { B } = TRANSFORMS[m];
-  // Four tiles are a vector; `wide` vectors of a channel lie side by side.
-  const inPanels = tiles.shape.length === 4;
-  const wide = inPanels ? COLUMNS / 4 : groups;
-  const depth = inPanels ? tiles.shape[2] : C;
   // With a border of one the four tiles begin at a multiple of four pixels: whole vectors.
   const aligned = left === 1 && W % 4 === 0;
   const width = 4 * m + 2;
@@ -264,9 +253,6 @@ function transformInput(
       t: u32(t),
       groupsX: u32(groupsX),
       tilesY: u32(tilesY),
-      wide: u32(wide),
-      depth: u32(depth),
-      plane: u32(tiles.size / 4 / (t * t)),
       C: u32(C),
       H: u32(H),
       W: u32(W),
@@ -293,11 +279,11 @@ function transformInput(
         ${each(t, (j) => `let d${j} = ${four((n) => `x${m * n + j}`)};`)}
         ${each(t, (j) => `rows[r * ${t}u + ${j}u] = ${combination(B[j], "d")};`)}
       }
-      let to = (group / p.wide * p.depth + wg.y) * p.wide + group % p.wide;
+      let step = p.C * p.groups;
       for (var j = 0u; j < p.t; j++) {
         ${each(t, (r) => `let r${r} = rows[j + ${r * t}u];`)}
-        let at = to + j * p.plane;
-        ${each(t, (i) => `tiles[at + ${i * t}u * p.plane] = ${combination(B[i], "r")};`)}
+        let at = wg.y * p.groups + group + j * step;
+        ${each(t, (i) => `tiles[at + ${i * t}u * step] = ${combination(B[i], "r")};`)}
       }`,
   });
 }
