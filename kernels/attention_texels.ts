@@ -8,10 +8,10 @@
  */
 
 import { f32, type Launch, scalars, u32, vectors } from "../core/kernel.ts";
-import { texelLoader, type Texels } from "../core/texels.ts";
+import { texelLoader } from "../core/texels.ts";
 import type { Tensor } from "../core/tensor.ts";
 import type { AttentionGeometry } from "./attention_reference.ts";
-import { COLUMNS } from "./gemm.ts";
+import { inTexelRows } from "./gemm.ts";
 import { panelsOf } from "./panels.ts";
 import { broadcastDirectives, LANES, loadRows } from "./shared_rows.ts";
 import { variantsOf } from "./variants.ts";
@@ -46,19 +46,21 @@ export function attentionTexels(
   const { device, inputs, output, dispatch, temporary } = launch;
   const [q, k, v] = inputs as [Tensor, Tensor, Tensor];
   const { d, heads, keys, queries } = g;
-  const depth = Math.ceil(d / 4) * 4;
-  const tiles = Math.ceil(keys / TILE);
   const blocks = Math.ceil(queries / BLOCK);
-  const inPanels = (x: Tensor, tokens: number, width: number) => {
-    const source = { tensor: x, offset: 0, major: 1, step: tokens, batch: [d * tokens] };
-    const extents = { extent: tokens, K: d, batch: [x.shape[0] * heads] };
-    return launch.texels(panelsOf(launch, source, extents, width));
+  const depth = Math.ceil(d / 4) * 4;
+  // A matrix for each head.
+  const headsOf = (x: Tensor, tokens: number) => ({
+    source: { tensor: x, offset: 0, major: 1, step: tokens, batch: [d * tokens] },
+    batch: [x.shape[0] * heads],
+  });
+  const { source, batch } = headsOf(q, queries);
+  const rows = inTexelRows(launch, source, { N: queries, K: d, batch });
+  // Keys and values are read again by every workgroup, a tile after the other.
+  const inTiles = (x: Tensor) => {
+    const { source, batch } = headsOf(x, keys);
+    return launch.texels(panelsOf(launch, source, { extent: keys, K: d, batch }, TILE));
   };
-  const texels = {
-    ...queryTexels(launch, g, q, () => inPanels(q, queries, COLUMNS)),
-    k: inPanels(k, keys, TILE),
-    v: inPanels(v, keys, TILE),
-  };
+  const texels = { q: launch.texels(rows.tensor), k: inTiles(k), v: inTiles(v) };
   const whole = queries % 4 === 0;
   const { broadcast } = variantsOf(device);
   const rowSums = heads * blocks * depth * BLOCK;
@@ -68,7 +70,7 @@ export function attentionTexels(
     dispatch({
       variant: `texels ${whole} ${broadcast}`,
       directives: broadcastDirectives(broadcast),
-      read: { q: texels.q, k: texels.k, v: texels.v },
+      read: texels,
       write: { out: whole ? vectors(output) : scalars(output), sums: vectors(sums) },
       params: {
         d: u32(d),
@@ -78,14 +80,15 @@ export function attentionTexels(
         length: u32(g.length),
         scale: f32(g.scale * Math.LOG2E),
         first: u32(first),
-        tiles: u32(tiles),
         sources: u32(g.sources),
         frames: u32(g.frames),
         kv_frames: u32(g.kvFrames),
         mode: u32(mode),
         causal: u32(g.causal ? 1 : 0),
         keys: u32(TILE),
-        ...texels.params,
+        q_head: u32(rows.batch[0] / 4),
+        q_step: u32(rows.step / 4),
+        k_head: u32(Math.ceil(keys / TILE) * depth * NK),
       },
       workgroup: [LANES, 1, 1],
       workgroups: [blocks, heads, Math.min(rowsTogether, g.rows - first)],
@@ -93,33 +96,6 @@ export function attentionTexels(
       main: () => main(broadcast),
     });
   }
-}
-
-/**
- * Texels of the queries, and where they lie: as they are, if four neighbours are a texel, else in
- * panels.
- */
-function queryTexels(
-  { texels }: Launch<unknown>,
-  { d, queries }: AttentionGeometry,
-  q: Tensor,
-  inPanels: () => Texels,
-) {
-  if (queries % 4 === 0) {
-    const params = {
-      q_head: u32(d * queries / 4),
-      q_block: u32(BLOCK / 4),
-      q_step: u32(queries / 4),
-    };
-    return { q: texels(q), params };
-  }
-  const block = Math.ceil(d / 4) * COLUMNS;
-  const params = {
-    q_head: u32(Math.ceil(queries / COLUMNS) * block),
-    q_block: u32(block),
-    q_step: u32(COLUMNS / 4),
-  };
-  return { q: inPanels(), params };
 }
 
 function main(broadcast: boolean): string {
@@ -134,14 +110,14 @@ function main(broadcast: boolean): string {
       let row = p.first + wg.z;
       let head = wg.y;
       let token = (wg.x * ${LANES}u + lane) * ${4 * NQ}u;
-      let queries = (row * p.heads + head) * p.q_head + wg.x * p.q_block + lane * ${NQ}u;
+      let queries = (row * p.heads + head) * p.q_head + token / 4u;
       let home = ((wg.z * p.heads + head) * grid.x + wg.x) * p.depth * ${
     LANES * NQ
   }u + lane * ${NQ}u;
       let length = select(p.length, min(p.length, (wg.x + 1u) * ${BLOCK}u), p.causal == 1u);
       ${each(NQ, (h) => `var m${h} = vec4f(LOW); var l${h} = vec4f();`)}
       for (var i = 0u; i < p.sources; i++) {
-        let source = (source_row(row, i) * p.heads + head) * p.tiles * p.depth * ${NK}u;
+        let source = (source_row(row, i) * p.heads + head) * p.k_head;
         for (var key = 0u; key < length; key += ${TILE}u) {
           let tile = source + key / ${TILE}u * p.depth * ${NK}u;
           ${tile((j, h) => `var s${j}_${h} = vec4f();`)}

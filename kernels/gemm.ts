@@ -11,6 +11,7 @@
  */
 
 import { type Binding, type Launch, type Param, scalars, u32, vectors } from "../core/kernel.ts";
+import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { texelLoader, type Texels } from "../core/texels.ts";
 import { registerBlocks } from "./gemm_registers.ts";
@@ -39,21 +40,18 @@ export interface Operand {
   readonly batch: readonly number[];
 }
 
-/**
- * An operand in panels (`panels.ts`), `[matrices, ⌈extent/width⌉, K4, width]`: weights 32 wide,
- * right operands {@link COLUMNS} wide. One matrix serves every batch.
- */
+/** A left operand in panels (`panels.ts`), `[matrices, ⌈M/32⌉, K4, 32]`. One matrix serves every batch. */
 export interface Panels {
   readonly panels: Tensor;
   readonly matrices: number;
-  /** Of a left operand of 8 bits (`quantized.ts`): `[M]`, what its rows are multiplied by. */
+  /** Of 8 bits (`quantized.ts`): `[M]`, what its rows are multiplied by. */
   readonly scale?: Tensor | null;
 }
 
 /** A product to enqueue. */
 export interface Gemm {
   readonly a: Operand | Panels;
-  readonly b: Operand | Panels;
+  readonly b: Operand;
   /** Rows are `major` apart, columns adjacent, matrices `batch` apart. */
   readonly out: {
     readonly tensor: Tensor;
@@ -111,7 +109,7 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
       : variants.block;
     inWholeVectors(
       launch,
-      inColumns(launch, product),
+      { ...product, b: inTexelRows(launch, product.b, product) },
       (product) => texelBlocks(launch, inPanels(launch, product), block),
     );
   } else {
@@ -164,15 +162,18 @@ function inWholeVectors<Product extends Gemm>(
   });
 }
 
-/** Columns in a panel of a right operand: what the 8 lanes of a software adapter hold. */
-export const COLUMNS = 64;
-
-/** The product with its right operand in panels, unless four neighbours of its rows are a vector. */
-function inColumns(launch: GemmLaunch, product: Gemm): Gemm {
-  const { b, N, K, batch } = product;
-  if ("panels" in b || readsVectors(b)) return product;
-  const panels = panelsOf(launch, b, { extent: N, K, batch }, COLUMNS);
-  return { ...product, b: { panels, matrices: matricesOf(product) } };
+/** A right operand whose rows consist of texels: the operand itself, or a copy with rows filled up. */
+export function inTexelRows(
+  launch: Pick<GemmLaunch, "dispatch" | "temporary">,
+  b: Operand,
+  { N, K, batch }: Pick<Gemm, "N" | "K" | "batch">,
+): Operand {
+  if (readsVectors(b)) return b;
+  const width = Math.ceil(N / 4) * 4;
+  const tensor = panelsOf(launch, b, { extent: N, K, batch }, width);
+  const [, , depth] = tensor.shape;
+  const strides = batch.map((_, i) => depth * width * sizeOf(batch.slice(i + 1)));
+  return { tensor, offset: 0, major: 1, step: width, batch: strides };
 }
 
 /** The product with its left operand in panels. */
@@ -230,7 +231,7 @@ export function epilogue(product: Gemm): Shared {
     (embedding ? FLAGS.embedding : 0) | (residual ? FLAGS.residual : 0) |
     (activation === "silu" ? FLAGS.silu : 0);
   // A tensor that is absent is stood in for by one that is there; the flags keep it unread.
-  const any = "panels" in product.b ? product.b.panels : product.b.tensor;
+  const any = product.b.tensor;
   const scale = "panels" in product.a && product.a.scale;
   return {
     variant: `${vector}${scale ? " scaled" : ""}`,

@@ -9,7 +9,6 @@
  * @module
  */
 
-import { GpuError } from "../core/errors.ts";
 import { u32 } from "../core/kernel.ts";
 import { texelLoader } from "../core/texels.ts";
 import { epilogue, type Gemm, type GemmLaunch, matricesOf, type Panels, reader } from "./gemm.ts";
@@ -31,9 +30,9 @@ export function texelBlocks(
   product: Gemm & { readonly a: Panels },
   [rows, columns]: readonly [number, number],
 ): void {
-  const { M, N, K, a: { panels, matrices }, b: right } = product;
+  const { M, N, K, a: { panels, matrices }, b: { tensor } } = product;
   const { broadcast } = variantsOf(launch.device);
-  const b = reader("b", product, launch.texels("panels" in right ? right.panels : right.tensor));
+  const b = reader("b", product, launch.texels(tensor));
   const shared = epilogue(product);
   const wide = columns / 4;
   const depth = panels.shape[panels.shape.length - 2];
@@ -103,7 +102,6 @@ export function texelBlocks(
  */
 export function columnBlocks(launch: GemmLaunch, product: Gemm & { readonly a: Panels }): void {
   const { M, N, K, batch, b } = product;
-  if ("panels" in b) throw new GpuError("gemm: products of few columns take them unpacked");
   const width = N <= 4 ? 4 : N <= 8 ? 8 : 16;
   const perMatrix = Math.ceil(N / width);
   const panels = panelsOf(launch, b, { extent: N, K, batch }, width);
