@@ -27,7 +27,7 @@ import {
 } from "../core/kernel.ts";
 import { formatShape, sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { variantsOf } from "./variants.ts";
+import { type Elements, elementsOf, type RowAttributes, rowForm } from "./elements.ts";
 import {
   elementsPerBinding,
   FLAT_INDEX,
@@ -38,20 +38,13 @@ import {
 } from "./wgsl.ts";
 
 /** What both kernels of groups are told. */
-export interface GroupAttributes {
+export interface GroupAttributes extends RowAttributes {
   readonly groups: number;
-  /** Workgroups as wide as on a GPU, whatever the adapter. For tests. */
-  readonly wide?: boolean;
 }
 
 interface MomentAttributes extends GroupAttributes {
   /** Numbers of each group that the moments given before describe. */
   readonly seen: number;
-}
-
-/** Whether workgroups are wide. */
-export function isWide({ device, attributes }: Launch<GroupAttributes>): boolean {
-  return attributes.wide ?? variantsOf(device).wideRows;
 }
 
 /** Numbers of a group that one workgroup deals with. */
@@ -63,7 +56,9 @@ export const MOST_PARTS = 64;
 /** A run of groups that are bound at once. */
 export interface Groups {
   readonly x: Tensor;
-  /** The array x, another of its shape, or the piece of them that is bound. */
+  /** Its elements, as far as they are bound. */
+  readonly elements: Elements;
+  /** Another array of its shape, or the same piece of it. */
   readonly bind: (tensor: Tensor) => Binding;
   /** Numbers of an element of these arrays. */
   readonly width: 1 | 4;
@@ -76,7 +71,8 @@ export interface Groups {
 }
 
 /** The groups of all batch rows, in runs that fit into a binding. */
-export function runsOf(x: Tensor, groups: number): Groups[] {
+export function runsOf(launch: Launch<GroupAttributes>, x: Tensor): Groups[] {
+  const { groups } = launch.attributes;
   const [batch, channels] = x.shape;
   const inner = sizeOf(x.shape.slice(2));
   const width = inner % 4 ? 1 : 4;
@@ -89,6 +85,7 @@ export function runsOf(x: Tensor, groups: number): Groups[] {
     const { base, range } = pieceOf(x, first * length, (first + count) * length);
     runs.push({
       x,
+      elements: elementsOf(launch, x, width, range),
       bind: (tensor) => ({ ...(width === 4 ? vectors(tensor) : scalars(tensor)), range }),
       width,
       count,
@@ -176,8 +173,8 @@ export const groupMomentsKernel: Kernel<MomentAttributes> = defineKernel<MomentA
     return { shape: [batch, groups, 2], dtype: "f32" };
   },
   launch(launch) {
-    const { inputs: [x, before], attributes: { groups, seen }, output } = launch;
-    for (const run of runsOf(x!, groups)) writeMoments(launch, run, output, before, seen);
+    const { inputs: [x, before], attributes: { seen }, output } = launch;
+    for (const run of runsOf(launch, x!)) writeMoments(launch, run, output, before, seen);
   },
   flops: ([x]) => 4 * sizeOf(x!.shape),
   reference([x, before], [shape], { groups, seen }) {
@@ -211,7 +208,7 @@ export const pairs = (tensor: Tensor): Binding => ({ tensor, type: "vec2<f32>" }
 /** Moments of parts of each group, then of the groups, together with `seen` numbers `before`. */
 export function writeMoments(
   launch: Launch<GroupAttributes>,
-  { x, bind, width, count, length, params }: Groups,
+  { elements, width, count, length, params }: Groups,
   out: Tensor,
   before: Tensor | null,
   seen: number,
@@ -220,15 +217,15 @@ export function writeMoments(
   const parts = Math.min(MOST_PARTS, Math.ceil(length * width / PART));
   const part = Math.ceil(length / parts);
   const stats = pairs(temporary([count * parts, 2], "f32"));
-  const lanes = isWide(launch) ? 256 : 8;
+  const lanes = rowForm(launch) === "wide" ? 256 : 8;
   dispatch({
-    variant: `moments ${lanes}`,
-    read: { x: bind(x) },
+    variant: `moments ${lanes} ${elements.variant}`,
+    read: { x: elements.binding },
     write: { stats },
     params: { ...params, parts: u32(parts), part: u32(part) },
     workgroup: [lanes, 1, 1],
     workgroups: foldGroups(count * parts),
-    declarations: () => momentsOf(lanes, width),
+    declarations: () => elements.declarations + momentsOf(lanes, width),
     main: () => `
       let i = wg.y * grid.x + wg.x;
       if (i >= p.count * p.parts) { return; }

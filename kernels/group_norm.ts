@@ -22,7 +22,6 @@ import {
   f32,
   type Kernel,
   type Launch,
-  type Param,
   run,
   scalars,
   u32,
@@ -35,7 +34,6 @@ import {
   GROUP_CASES,
   type GroupAttributes,
   type Groups,
-  isWide,
   pairs,
   PART,
   referenceMoments,
@@ -43,6 +41,7 @@ import {
   someMoments,
   writeMoments,
 } from "./group_moments.ts";
+import { rowForm } from "./elements.ts";
 import { floatType, foldGroups, momentsOf } from "./wgsl.ts";
 
 /** Settings of {@link groupNorm}. */
@@ -76,7 +75,7 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
   },
   launch(launch) {
     const { inputs: [x, , , given], attributes: { groups }, temporary } = launch;
-    const runs = runsOf(x!, groups);
+    const runs = runsOf(launch, x!);
     if (!given && runs[0].length * runs[0].width <= PART) {
       for (const run of runs) normalizeWhole(launch, run);
       return;
@@ -134,16 +133,13 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
 function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Launch<Attributes>): {
   variant: string;
   read: Record<string, Binding>;
-  /** `silu`: known at run time only, so that both layers of a block have one shader. */
-  params: Record<string, Param>;
   /** WGSL: declares `gain` and `shift` of a `channel`, given `scale`, one over the deviation. */
   begin: string;
   /** WGSL: `affine(distance, gain, shift)` of a distance from the mean. */
   wgsl: string;
 } {
   return {
-    variant: `${weight ? "weight" : ""} ${bias ? "bias" : ""}`,
-    params: { silu: u32(activation === "silu" ? 1 : 0) },
+    variant: `${weight ? "weight" : ""} ${bias ? "bias" : ""} ${activation}`,
     read: {
       ...(weight && { weight: scalars(weight) }),
       ...(bias && { bias: scalars(bias) }),
@@ -153,9 +149,8 @@ function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Laun
         let shift = ${bias ? "f32(bias[channel])" : "0.0"};`,
     wgsl: `
       fn affine(distance: V, gain: f32, shift: f32) -> V {
-        var y = distance * gain + shift;
-        if (p.silu == 1u) { y = y / (1.0 + exp(-y)); }
-        return y;
+        let y = distance * gain + shift;
+        return ${activation === "silu" ? "y / (1.0 + exp(-y))" : "y"};
       }`,
   };
 }
@@ -163,19 +158,19 @@ function affineOf({ inputs: [, weight, bias], attributes: { activation } }: Laun
 /** A workgroup reads a group, then writes it. */
 function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
   const { output, attributes: { eps }, dispatch } = launch;
-  const { x, bind, width, count, inner, params } = groups;
+  const { elements, bind, width, count, inner, params } = groups;
   const affine = affineOf(launch);
-  const lanes = isWide(launch) ? 256 : 8;
+  const lanes = rowForm(launch) === "wide" ? 256 : 8;
   // A power of two of lanes walks along a channel, so that short channels keep all lanes busy.
   const columns = Math.min(lanes, 2 ** Math.ceil(Math.log2(inner)));
   dispatch({
-    variant: `whole ${lanes} ${affine.variant}`,
-    read: { x: bind(x), ...affine.read },
+    variant: `whole ${lanes} ${elements.variant} ${affine.variant}`,
+    read: { x: elements.binding, ...affine.read },
     write: { out: bind(output) },
-    params: { ...params, ...affine.params, eps: f32(eps), columns: u32(columns) },
+    params: { ...params, eps: f32(eps), columns: u32(columns) },
     workgroup: [lanes, 1, 1],
     workgroups: foldGroups(count),
-    declarations: () => momentsOf(lanes, width) + affine.wgsl,
+    declarations: () => elements.declarations + momentsOf(lanes, width) + affine.wgsl,
     main: () => `
       let i = wg.y * grid.x + wg.x;
       if (i >= p.count) { return; }
@@ -188,7 +183,7 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
         ${affine.begin}
         let end = first + (c + 1u) * p.inner;
         for (var at = end - p.inner + lane % p.columns; at < end; at += p.columns) {
-          out[at] = out_t(affine(V(x[at]) - m.x, gain, shift));
+          out[at] = out_t(affine(load_x(at) - m.x, gain, shift));
         }
       }`,
   });
@@ -197,18 +192,18 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
 /** Normalises by moments that are known. */
 function normalizeBy(launch: Launch<Attributes>, groups: Groups, moments: Tensor): void {
   const { output, attributes: { eps, groups: groupCount }, dispatch } = launch;
-  const { x, bind, width, count, inner, params } = groups;
+  const { x, elements, bind, count, inner, params } = groups;
   const affine = affineOf(launch);
-  const lanes = isWide(launch) ? 64 : 8;
+  const lanes = rowForm(launch) === "wide" ? 64 : 8;
   const chunk = PART / 4;
   dispatch({
-    variant: `apply ${lanes} ${affine.variant}`,
-    read: { x: bind(x), moments: pairs(moments), ...affine.read },
+    variant: `apply ${lanes} ${elements.variant} ${affine.variant}`,
+    read: { x: elements.binding, moments: pairs(moments), ...affine.read },
     write: { out: bind(output) },
-    params: { ...params, ...affine.params, eps: f32(eps) },
+    params: { ...params, eps: f32(eps) },
     workgroup: [lanes, 1, 1],
     workgroups: [Math.ceil(inner / chunk), x.shape[1] / groupCount, count],
-    declarations: () => `alias V = ${width === 4 ? "vec4f" : "f32"};` + affine.wgsl,
+    declarations: () => elements.declarations + affine.wgsl,
     main: () => `
       let group = p.first_group + wg.z;
       let channel = group % p.groups * p.group_channels + wg.y;
@@ -218,7 +213,7 @@ function normalizeBy(launch: Launch<Attributes>, groups: Groups, moments: Tensor
       let row = group * p.length - p.base + wg.y * p.inner;
       let end = row + min((wg.x + 1u) * ${chunk}u, p.inner);
       for (var i = row + wg.x * ${chunk}u + lane; i < end; i += ${lanes}u) {
-        out[i] = out_t(affine(V(x[i]) - m.x, gain, shift));
+        out[i] = out_t(affine(load_x(i) - m.x, gain, shift));
       }`,
   });
 }

@@ -16,7 +16,7 @@ import { ShapeError } from "../core/errors.ts";
 import { defineKernel, f32, type Kernel, run, scalars, u32, vectors } from "../core/kernel.ts";
 import { formatShape, normalizeAxis, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { variantsOf } from "./variants.ts";
+import { elementsOf, type RowAttributes, rowForm } from "./elements.ts";
 import { elementsPerBinding, floatType, foldGroups, momentsOf, pieceOf } from "./wgsl.ts";
 
 /** Settings of {@link layerNorm}. */
@@ -29,10 +29,7 @@ export interface LayerNormOptions {
   readonly eps?: number;
 }
 
-interface Attributes extends Required<LayerNormOptions> {
-  /** Workgroups as wide as on a GPU, whatever the adapter. For tests. */
-  readonly wide?: boolean;
-}
+interface Attributes extends Required<LayerNormOptions>, RowAttributes {}
 
 /** How a tensor is walked: `outer · inner` rows of `length` elements that lie `inner` apart. */
 interface Geometry {
@@ -75,14 +72,15 @@ export const layerNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
     }
     return { shape: x.shape, dtype: floatType(x) };
   },
-  launch({ device, inputs, output, attributes, dispatch }) {
+  launch(launch) {
+    const { inputs, output, attributes, dispatch } = launch;
     const [x, weight, bias] = inputs as [Tensor, Tensor | null, Tensor | null];
     const { outer, length, inner } = geometry(x.shape, attributes);
     const width = (inner === 1 ? length : inner) % 4 ? 1 : 4;
-    const wide = attributes.wide ?? variantsOf(device).wideRows;
+    const wide = rowForm(launch) === "wide";
     const form = inner === 1
       ? alongForm(wide, width, weight !== null, bias !== null)
-      : acrossForm(wide, width, weight !== null, bias !== null);
+      : acrossForm(wide, weight !== null, bias !== null);
     const vectorAffine = inner === 1 && width === 4;
     const bind = (tensor: Tensor) => width === 4 ? vectors(tensor) : scalars(tensor);
     const bindAffine = (tensor: Tensor) => vectorAffine ? vectors(tensor) : scalars(tensor);
@@ -90,10 +88,11 @@ export const layerNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
     for (let first = 0; first < outer; first += most) {
       const count = Math.min(most, outer - first);
       const { base, range } = pieceOf(x, first * length * inner, (first + count) * length * inner);
+      const elements = elementsOf(launch, x, width, range);
       dispatch({
-        variant: form.variant,
+        variant: `${form.variant} ${elements.variant}`,
         read: {
-          x: { ...bind(x), range },
+          x: elements.binding,
           ...(weight && { weight: bindAffine(weight) }),
           ...(bias && { bias: bindAffine(bias) }),
         },
@@ -108,7 +107,7 @@ export const layerNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
         },
         workgroup: form.workgroup,
         workgroups: form.workgroups(count, inner / width),
-        declarations: form.declarations,
+        declarations: () => elements.declarations + form.declarations(),
         main: form.main,
       });
     }
@@ -173,7 +172,7 @@ function alongForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean):
       let m = moments(lane, first, first + p.length);
       let scale = inverseSqrt(m.y / f32(p.length * ${width}u) + p.eps);
       for (var i = lane; i < p.length; i += ${lanes}u) {
-        let normal = (V(x[first + i]) - m.x) * scale;
+        let normal = (load_x(first + i) - m.x) * scale;
         out[first + i] = out_t(normal${weight ? " * V(weight[i])" : ""}${
       bias ? " + V(bias[i])" : ""
     });
@@ -182,7 +181,7 @@ function alongForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean):
 }
 
 /** Neighbouring lanes on neighbouring rows across memory; on GPUs 16 share a row. */
-function acrossForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean): Form {
+function acrossForm(wide: boolean, weight: boolean, bias: boolean): Form {
   const [across, along] = wide ? [16, 16] : [8, 1];
   const total = along === 1 ? "return share;" : `
     partial[id.y * ${across}u + id.x] = share;
@@ -199,7 +198,6 @@ function acrossForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean)
       return [Math.ceil(inner / across), columns, rows];
     },
     declarations: () => `
-      alias V = ${width === 4 ? "vec4f" : "f32"};
       var<workgroup> partial: array<V, ${across * along}>;
       fn total(id: vec3u, share: V) -> V { ${total} }`,
     main: () => `
@@ -209,12 +207,12 @@ function acrossForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean)
       let first = (p.first + row) * p.length * p.inner - p.base + min(token, p.inner - 1u);
       let count = f32(p.length);
       var sum = V();
-      for (var c = lid.y; c < p.length; c += ${along}u) { sum += V(x[first + c * p.inner]); }
+      for (var c = lid.y; c < p.length; c += ${along}u) { sum += load_x(first + c * p.inner); }
       let mean = total(lid, sum) / count;
       var d1 = V();
       var d2 = V();
       for (var c = lid.y; c < p.length; c += ${along}u) {
-        let d = V(x[first + c * p.inner]) - mean;
+        let d = load_x(first + c * p.inner) - mean;
         d1 += d;
         d2 += d * d;
       }
@@ -224,7 +222,7 @@ function acrossForm(wide: boolean, width: 1 | 4, weight: boolean, bias: boolean)
       if (token >= p.inner) { return; }
       for (var c = lid.y; c < p.length; c += ${along}u) {
         let at = first + c * p.inner;
-        let normal = (V(x[at]) - mean - shift) * scale;
+        let normal = (load_x(at) - mean - shift) * scale;
         out[at] = out_t(normal${weight ? " * f32(weight[c])" : ""}${bias ? " + f32(bias[c])" : ""});
       }`,
   };

@@ -48,7 +48,7 @@ export const VARIANT_CANDIDATES: {
   broadcast: [true, false],
   winograd: THRESHOLDS.flatMap((two) => THRESHOLDS.map((four) => ({ two, four }))),
   attention: ["texels", "lanes", "tiles", "matrix"],
-  wideRows: [false, true],
+  rows: ["texels", "lanes", "wide"],
 };
 
 /** Raised when a choice comes to mean something else: entries of other versions are not used. */

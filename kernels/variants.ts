@@ -21,6 +21,12 @@ export type GemmForm = "texels" | "registers" | "tiles" | "matrix";
 /** How attention is computed; see `attention.ts`. */
 export type AttentionForm = "texels" | "lanes" | "tiles" | "matrix";
 
+/**
+ * How rows are reduced: by a workgroup together; by each lane alone; the same, read from textures by
+ * normalisations.
+ */
+export type RowForm = "wide" | "lanes" | "texels";
+
 /** How a product is cut for the workgroups of a GPU. */
 export interface Tile {
   /** Rows of sums of a workgroup; a multiple of 4. */
@@ -59,8 +65,8 @@ export interface Variants {
   readonly winograd: { readonly two: number; readonly four: number };
   /** Form of attention. */
   readonly attention: AttentionForm;
-  /** Whether rows are reduced by a workgroup together, rather than by each lane alone. */
-  readonly wideRows: boolean;
+  /** How rows are reduced. */
+  readonly rows: RowForm;
 }
 
 /** What can be overridden and tuned: all of a row but its name. */
@@ -101,7 +107,7 @@ const GPU: Omit<Variants, "name"> = {
   broadcast: false,
   winograd: { two: Infinity, four: Infinity },
   attention: "tiles",
-  wideRows: true,
+  rows: "wide",
 };
 
 /** What adapters have in common that compute on the CPU. */
@@ -113,7 +119,7 @@ const SOFTWARE: Omit<Variants, "name"> = {
   broadcast: false,
   winograd: { two: 256, four: 256 },
   attention: "texels",
-  wideRows: false,
+  rows: "texels",
 };
 
 /** Whether an adapter was made by a vendor, given its names and its number in the PCI registry. */
@@ -145,6 +151,7 @@ export const VARIANT_TABLE: readonly VariantRow[] = [
       name: "software without textures that are read like storage",
       gemm: "registers",
       attention: "lanes",
+      rows: "lanes",
     },
   },
   {

@@ -193,8 +193,8 @@ const BLOCK = 4;
 
 /**
  * WGSL: `moments(lane, first, end)`, the mean of the elements `x[first] … x[end - 1]` and the sum
- * of squared distances from it, by a workgroup of `lanes`; `V`, the float type of an element of
- * `width` numbers. Elements are read once: blocks of them, whose moments are taken in two passes
+ * of squared distances from it, by a workgroup of `lanes`; elements of `width` numbers are read by
+ * `load_x` (`elements.ts`). Elements are read once: blocks of them, whose moments are taken in two passes
  * over registers, are combined with those before, then the lanes with each other (Chan, Golub and
  * LeVeque 1979).
  */
@@ -207,7 +207,6 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
     partial[lane] = vec3f(4.0 * n, mean, dot(squares + n * off * off, V(1.0)));`
     : "partial[lane] = vec3f(n, means, squares);";
   return `
-  alias V = ${width === 4 ? "vec4f" : "f32"};
   var<workgroup> partial: array<vec3f, ${lanes}>;
   fn joined(a: vec3f, b: vec3f) -> vec3f {
     let n = a.x + b.x;
@@ -221,7 +220,7 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
     var squares = V();
     var i = first;
     for (; i + ${BLOCK * lanes}u <= end; i += ${BLOCK * lanes}u) {
-      ${each(BLOCK, (k) => `let v${k} = V(x[i + lane + ${k * lanes}u]);`)}
+      ${each(BLOCK, (k) => `let v${k} = load_x(i + lane + ${k * lanes}u);`)}
       let mean = (${sum((k) => `v${k}`)}) * ${1 / BLOCK};
       ${each(BLOCK, (k) => `let d${k} = v${k} - mean;`)}
       let d = mean - means;
@@ -231,7 +230,7 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
       n += ${BLOCK}.0;
     }
     for (i += lane; i < end; i += ${lanes}u) {
-      let d = V(x[i]) - means;
+      let d = load_x(i) - means;
       n += 1.0;
       means += d / n;
       squares += d * d * ((n - 1.0) / n);

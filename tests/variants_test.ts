@@ -112,12 +112,12 @@ test("overrides go before tuned choices, and those before the table", () => {
   assert.equal(sources.attention, "tuned");
   assert.equal(sources.winograd, "table");
   assert.deepEqual(Object.keys(sources).sort(), Object.keys(VARIANT_CANDIDATES).sort());
-  overrideVariants(adapter, { wideRows: true });
+  overrideVariants(adapter, { rows: "wide" });
   assert.deepEqual(variantsOf(adapter), {
     ...table,
     gemm: "tiles",
     attention: "lanes",
-    wideRows: true,
+    rows: "wide",
   });
   overrideVariants(adapter, {});
   overrideVariants(adapter, {}, "tuned");
@@ -142,7 +142,7 @@ test("tuned choices are kept by adapter, and read back", async () => {
     block: [16, 8],
     winograd: { two: 256, four: Infinity },
     tiles: VARIANT_CANDIDATES.tiles[VARIANT_CANDIDATES.tiles.length - 1],
-    wideRows: true,
+    rows: "wide",
   };
   assert.equal(await saveTunedVariants(madeUp(LLVMPIPE), choices, file), file);
   await saveTunedVariants(madeUp({ vendor: "apple" }), { attention: "lanes" }, file);

@@ -92,7 +92,7 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
       )]
       : []),
     simple("attention", candidatesOf("attention", row), costliest("attention"), cases("attention")),
-    simple("wideRows", candidatesOf("wideRows", row), costliest(...norms), cases(...norms)),
+    simple("rows", candidatesOf("rows", row), costliest(...norms), cases(...norms)),
   ];
 }
 
