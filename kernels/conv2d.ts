@@ -19,6 +19,7 @@ import { ShapeError } from "../core/errors.ts";
 import { defineKernel, type Kernel, type Launch, run, type TensorSpec } from "../core/kernel.ts";
 import { sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import type { Texels } from "../core/texels.ts";
 import { directConvolution } from "./conv_direct.ts";
 import { type ConvAttributes, type ConvGeometry, geometry } from "./conv_geometry.ts";
 import { gathersPatches, implicitConvolution } from "./conv_tiles.ts";
@@ -80,7 +81,8 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
       const product = productOf(launch, shape, panels, whole);
       implicitConvolution(launch, form, x, launch.attributes, shape.outW, product);
     } else {
-      gathered(launch, shape, panels);
+      const texels = form === "texels" && x.shape[3] % 4 === 0 ? launch.texels(x) : null;
+      gathered(launch, shape, panels, texels);
     }
   },
   flops([x, weight], { shape }, { kernel: [kh, kw], groups }) {
@@ -249,7 +251,12 @@ function multiply(
 }
 
 /** Convolution by gathered patches, in pieces of whole images or of rows of one image. */
-function gathered(launch: Launch<ConvAttributes>, shape: ConvGeometry, panels: Tensor): void {
+function gathered(
+  launch: Launch<ConvAttributes>,
+  shape: ConvGeometry,
+  panels: Tensor,
+  texels: Texels | null,
+): void {
   const { kernel: [kh, kw] } = launch.attributes;
   const { B, C, outH, outW } = shape;
   const K = C * kh * kw;
@@ -271,7 +278,7 @@ function gathered(launch: Launch<ConvAttributes>, shape: ConvGeometry, panels: T
       };
       const columns = Math.ceil(piece.rows * outW / 4) * 4;
       const patches = launch.temporary([piece.images, K, columns], x.dtype);
-      im2col(launch.dispatch, x, patches, launch.attributes, outW, piece);
+      im2col(launch.dispatch, x, texels, patches, launch.attributes, outW, piece);
       multiply(launch, shape, panels, { tensor: patches, columns }, piece);
     }
   }

@@ -7,6 +7,7 @@
 
 import { type Launch, scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { texelLoader, type Texels } from "../core/texels.ts";
 
 /** Rows and columns of padding on each side. */
 export interface Padding {
@@ -42,10 +43,13 @@ const LANES = 64;
  * Fills `patches` `[piece.images, C·kh·kw, columns]`, columns a multiple of four. One invocation
  * fills four neighbouring pixels of all rows that belong to one channel. Where four pixels lie in
  * one row of the output, each input is read once for all the taps of a window row that need it.
+ *
+ * @param texels Of `x`, if its rows consist of them: windows that move by one pixel then read these.
  */
 export function im2col(
   dispatch: Launch<unknown>["dispatch"],
   x: Tensor,
+  texels: Texels | null,
   patches: Tensor,
   window: Window,
   outW: number,
@@ -56,9 +60,10 @@ export function im2col(
   const groups = patches.shape[2] / 4;
   // Windows that move by one pixel are most of the work: a shader each, which reads less.
   const shared = outW % 4 === 0 && stride.every((n) => n === 1);
+  const taps = `${kh},${kw} ${dilation}`;
   dispatch({
-    variant: shared ? `gather ${kh},${kw} ${dilation}` : "gather",
-    read: { x: scalars(x) },
+    variant: !shared ? "gather" : texels ? `texels ${taps} ${padding.left}` : `gather ${taps}`,
+    read: { x: shared && texels ? texels : scalars(x) },
     write: { patches: vectors(patches) },
     params: {
       groups: u32(groups),
@@ -80,34 +85,34 @@ export function im2col(
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), C, images],
+    declarations: () => shared && texels ? texelLoader("x") : "",
     main: () => `
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }
       let plane = (p.first + wg.z * p.C + wg.y) * p.H * p.W;
       var at = (wg.z * p.C + wg.y) * p.taps * p.groups + group;
-      ${shared ? sharedTaps(window) : SEPARATE_TAPS}`,
+      ${
+      shared ? sharedTaps(window, texels ? texelRow(window) : scalarRow(window)) : SEPARATE_TAPS
+    }`,
   });
 }
 
-/**
- * WGSL: the taps of four pixels of one output row, one apart, from one window of inputs a window row.
- */
-function sharedTaps({ kernel: [kh, kw], dilation }: Window): string {
-  const indexes = (count: number) => Array.from({ length: count }, (_, i) => i);
+const indexes = (count: number) => Array.from({ length: count }, (_, i) => i);
+
+/** Inputs of a window row that four neighbouring pixels need. */
+const inputsOf = ({ kernel: [, kw], dilation }: Window) => 4 + (kw - 1) * dilation[1];
+
+/** WGSL: the taps of four pixels of one output row, one apart, from one window of inputs a window row. */
+function sharedTaps(window: Window, row: string): string {
+  const { kernel: [kh, kw], dilation } = window;
   return `
       let y = p.row + group * 4u / p.outW - p.top;
-      let left = group * 4u % p.outW - p.left;
       for (var u = 0u; u < ${kh}u; u++) {
         // Unsigned: what lies before the first row or column wraps to a large number.
         let iy = y + u * ${dilation[0]}u;
         let line = plane + min(iy, p.H - 1u) * p.W;
         let inside = iy < p.H;
-        ${
-    indexes(4 + (kw - 1) * dilation[1]).map((i) => `
-        let c${i} = left + ${i}u;
-        let x${i} = select(0.0, f32(x[line + min(c${i}, p.W - 1u)]), inside && c${i} < p.W);`)
-      .join("")
-  }
+        ${row}
         ${
     indexes(kw).map((v) => {
       const taps = indexes(4).map((n) => `x${n + v * dilation[1]}`);
@@ -115,6 +120,28 @@ function sharedTaps({ kernel: [kh, kw], dilation }: Window): string {
     }).join("\n        ")
   }
       }`;
+}
+
+/** WGSL: `x0`, `x1`, …, the inputs of a window row, read one by one. */
+function scalarRow(window: Window): string {
+  return indexes(inputsOf(window)).map((i) => `
+        let c${i} = group * 4u % p.outW - p.left + ${i}u;
+        let x${i} = select(0.0, f32(x[line + min(c${i}, p.W - 1u)]), inside && c${i} < p.W);`)
+    .join("");
+}
+
+/** WGSL: the same from texels, which begin at multiples of four: the inputs begin `skipped` behind. */
+function texelRow(window: Window): string {
+  const count = inputsOf(window);
+  const before = Math.ceil(window.padding.left / 4);
+  const skipped = 4 * before - window.padding.left;
+  return indexes(Math.ceil((skipped + count) / 4)).map((i) => `
+        let c${i} = group * 4u % p.outW / 4u - ${before}u + ${i}u;
+        let t${i} = select(
+          vec4f(), load_x(line / 4u + min(c${i}, p.W / 4u - 1u)), inside && c${i} < p.W / 4u);`)
+    .join("") +
+    indexes(count).map((i) => `
+        let x${i} = t${(skipped + i) >> 2}.${"xyzw"[(skipped + i) & 3]};`).join("");
 }
 
 /** WGSL: the same for any window, where the four pixels may lie in different rows. */

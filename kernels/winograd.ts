@@ -12,10 +12,11 @@
 
 import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { texelLoader, type Texels } from "../core/texels.ts";
 import { type Activation, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
 import { PANEL } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
-import type { Variants } from "./variants.ts";
+import { type Variants, variantsOf } from "./variants.ts";
 import { each } from "./wgsl.ts";
 
 /** A convolution that {@link winograd} can do. */
@@ -116,11 +117,14 @@ export function winograd(
   const panels = Math.ceil(O / PANEL);
   const panelsAtOnce = Math.max(1, Math.floor(2 * limit / (taps * depth * PANEL * 4)));
   let filters: Tensor | null = null;
+  // With a border of one, four tiles begin at a multiple of four pixels: whole vectors.
+  const aligned = convolution.left === 1 && x.shape[3] % 4 === 0;
+  const texels = aligned && variantsOf(device).gemm === "texels" ? launch.texels(x) : null;
   for (let first = 0; first < groups; first += most) {
     const count = Math.min(most, groups - first);
     const tiles = temporary([taps, C, 4 * count], "f32");
     const sums = temporary([taps, O, 4 * count], "f32");
-    transformInput(dispatch, convolution, tiling, tiles, { first, count });
+    transformInput(dispatch, convolution, texels, tiling, tiles, { first, count });
     for (let panel = 0; panel < panels; panel += panelsAtOnce) {
       if (!filters || panelsAtOnce < panels) {
         const shape = [taps, Math.min(panelsAtOnce, panels - panel), depth, PANEL];
@@ -219,22 +223,22 @@ function transformFilters(
 function transformInput(
   dispatch: Dispatching,
   { x, top, left }: WinogradConvolution,
+  texels: Texels | null,
   { m, t, groupsX, tilesY }: Tiling,
   tiles: Tensor,
   { first, count: groups }: { first: number; count: number },
 ): void {
   const [, C, H, W] = x.shape;
   const { B } = TRANSFORMS[m];
-  // With a border of one the four tiles begin at a multiple of four pixels: whole vectors.
-  const aligned = left === 1 && W % 4 === 0;
   const width = 4 * m + 2;
-  const load = aligned
+  // One texel before and one behind, of which a pixel each is needed.
+  const load = texels
     ? `
-        let line4 = (line + column) / 4u;
-        ${each(m, (i) => `let q${i} = select(vec4f(), vec4f(xs[line4 + ${i}u]), inside);`)}
-        let x0 = select(0.0, f32(x[line + max(column, 1u) - 1u]), inside && column > 0u);
+        let first4 = (line + column) / 4u;
+        ${each(m, (i) => `let q${i} = select(vec4f(), load_x(first4 + ${i}u), inside);`)}
+        let x0 = select(0.0, load_x(max(first4, 1u) - 1u).w, inside && column > 0u);
         ${each(4 * m, (i) => `let x${i + 1} = q${i >> 2}.${"xyzw"[i & 3]};`)}
-        let x${width - 1} = select(0.0, f32(x[line + min(column + ${4 * m}u, p.W - 1u)]),
+        let x${width - 1} = select(0.0, load_x(first4 + ${m}u).x,
           inside && column + ${4 * m}u < p.W);`
     : `
         var window = array<f32, ${width}>();
@@ -244,8 +248,8 @@ function transformInput(
         }
         ${each(width, (i) => `let x${i} = window[${i}];`)}`;
   dispatch({
-    variant: `winograd input ${m} ${aligned}`,
-    read: { x: scalars(x), ...(aligned ? { xs: vectors(x) } : {}) },
+    variant: `winograd input ${m}${texels ? " texels" : ""}`,
+    read: { x: texels ?? scalars(x) },
     write: { tiles: vectors(tiles) },
     params: {
       first: u32(first),
@@ -261,6 +265,7 @@ function transformInput(
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), C, 1],
+    declarations: () => texels ? texelLoader("x") : "",
     main: () => `
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }
