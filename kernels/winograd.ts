@@ -119,19 +119,21 @@ export function winograd(
   let filters: Tensor | null = null;
   // With a border of one, four tiles begin at a multiple of four pixels: whole vectors.
   const aligned = convolution.left === 1 && x.shape[3] % 4 === 0;
-  const texels = aligned && variantsOf(device).gemm === "texels" ? launch.texels(x) : null;
+  const inTexels = variantsOf(device).gemm === "texels";
+  const image = aligned && inTexels ? launch.texels(x) : null;
+  const weights = inTexels ? launch.texels(convolution.panels) : null;
   for (let first = 0; first < groups; first += most) {
     const count = Math.min(most, groups - first);
     const tiles = temporary([taps, C, 4 * count], "f32");
     const sums = temporary([taps, O, 4 * count], "f32");
-    transformInput(dispatch, convolution, texels, tiling, tiles, { first, count });
+    transformInput(dispatch, convolution, image, tiling, tiles, { first, count });
     for (let panel = 0; panel < panels; panel += panelsAtOnce) {
       if (!filters || panelsAtOnce < panels) {
         const shape = [taps, Math.min(panelsAtOnce, panels - panel), depth, PANEL];
         if (filters?.shape[1] !== shape[1]) {
           filters = temporary(shape, "f32");
         }
-        transformFilters(dispatch, convolution, tiling, filters, panel);
+        transformFilters(dispatch, convolution, weights, tiling, filters, panel);
       }
       const firstOutput = panel * PANEL;
       gemm(launch, {
@@ -177,6 +179,7 @@ function combination(row: readonly number[], term: string): string {
 function transformFilters(
   dispatch: Dispatching,
   { x, panels }: WinogradConvolution,
+  texels: Texels | null,
   { m, t }: Tiling,
   filters: Tensor,
   firstPanel: number,
@@ -185,10 +188,11 @@ function transformFilters(
   const { G } = TRANSFORMS[m];
   // The transforms are linear: the scale of 8 bits waits until the outputs.
   const quantized = panels.dtype === "u32";
-  const load = quantized ? "unpack" : "vec4f";
+  const load = (at: string) =>
+    texels ? `load_weight(${at})` : `${quantized ? "unpack" : "vec4f"}(weight[${at}])`;
   dispatch({
     variant: `winograd filters ${m}`,
-    read: { weight: quantized ? scalars(panels) : vectors(panels) },
+    read: { weight: texels ?? (quantized ? scalars(panels) : vectors(panels)) },
     write: { filters: vectors(filters) },
     params: {
       t: u32(t),
@@ -200,7 +204,7 @@ function transformFilters(
     },
     workgroup: [LANES, 1, 1],
     workgroups: [count, depth, 1],
-    declarations: () => quantized ? UNPACK : "",
+    declarations: () => texels ? texelLoader("weight") : quantized ? UNPACK : "",
     main: () => `
       var at = (wg.x * p.depth + wg.y) * ${PANEL / 4}u + lane;
       // The panels are filled up with zeros.
@@ -208,7 +212,7 @@ function transformFilters(
       PANEL / 4
     }u + lane;
       let there = select(0.0, 1.0, wg.y < p.C);
-      ${each(9, (i) => `let g${i} = there * ${load}(weight[first + ${i * PANEL / 4}u]);`)}
+      ${each(9, (i) => `let g${i} = there * ${load(`first + ${i * PANEL / 4}u`)};`)}
       var factors = array<vec3f, ${t}>(${G.map((row) => `vec3f(${row.join(", ")})`).join(", ")});
       // Drivers would unroll loops of known length, and compile the result for seconds.
       for (var i = 0u; i < p.t; i++) {
