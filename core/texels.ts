@@ -80,6 +80,13 @@ export function texelsOf(tensor: Tensor): { format: TexelFormat; rows: number } 
   return { format, rows: Math.ceil(texels / WIDTH) };
 }
 
+/** Whether the adapter has textures of the size of a tensor. */
+export function fitsTexels({ bytes, dtype, device }: Tensor): boolean {
+  const format = FORMATS[dtype];
+  const { maxTextureDimension2D: most } = device.gpu.limits;
+  return format !== undefined && bytes <= most * WIDTH * TEXEL_BYTES[format];
+}
+
 /** A texture of `rows` rows. */
 export function createTexture(gpu: GPUDevice, format: TexelFormat, rows: number): GPUTexture {
   return gpu.createTexture({

@@ -18,6 +18,7 @@ import { ShapeError } from "../core/errors.ts";
 import { defineKernel, f32, type Kernel, run, scalars, u32, vectors } from "../core/kernel.ts";
 import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
+import { fitsTexels } from "../core/texels.ts";
 import {
   type AttentionAttributes,
   attentionCases,
@@ -56,7 +57,7 @@ export const attentionKernel: Kernel<AttentionAttributes> = defineKernel({
     const g = attentionGeometry(inputs.map((input) => input?.shape ?? null), attributes);
     const wanted = attributes.form ?? variantsOf(device).attention;
     const mode = MODES.indexOf(g.mode);
-    if (wanted === "texels" && !bias) {
+    if (wanted === "texels" && !bias && [q, k].every(fitsTexels)) {
       return attentionTexels(launch, g, { declarations: framesText(g), mode });
     }
     const matrices = wanted === "matrix" ? matrixForm(g, device, [q, k, v]) : null;

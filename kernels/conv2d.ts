@@ -19,7 +19,7 @@ import { ShapeError } from "../core/errors.ts";
 import { defineKernel, type Kernel, type Launch, run, type TensorSpec } from "../core/kernel.ts";
 import { sameShape, type Shape, sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import type { Texels } from "../core/texels.ts";
+import { fitsTexels, type Texels } from "../core/texels.ts";
 import { directConvolution } from "./conv_direct.ts";
 import { type ConvAttributes, type ConvGeometry, geometry } from "./conv_geometry.ts";
 import { gathersPatches, implicitConvolution } from "./conv_tiles.ts";
@@ -81,7 +81,8 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
       const product = productOf(launch, shape, panels, whole);
       implicitConvolution(launch, form, x, launch.attributes, shape.outW, product);
     } else {
-      const texels = form === "texels" && x.shape[3] % 4 === 0 ? launch.texels(x) : null;
+      const fits = x.shape[3] % 4 === 0 && fitsTexels(x);
+      const texels = form === "texels" && fits ? launch.texels(x) : null;
       gathered(launch, shape, panels, texels);
     }
   },

@@ -7,7 +7,7 @@
 
 import { type Binding, type Launch, scalars, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { texelLoader, type Texels } from "../core/texels.ts";
+import { fitsTexels, texelLoader, type Texels } from "../core/texels.ts";
 import { type RowForm, variantsOf } from "./variants.ts";
 
 /** What a kernel of rows may be told. */
@@ -41,7 +41,7 @@ export function elementsOf(
   range?: Binding["range"],
 ): Elements {
   const V = `alias V = ${width === 4 ? "vec4f" : "f32"};`;
-  if (rowForm(launch) === "texels" && width === 4 && !range) {
+  if (rowForm(launch) === "texels" && width === 4 && !range && fitsTexels(x)) {
     return { binding: launch.texels(x), variant: "texels", declarations: V + texelLoader("x") };
   }
   return {

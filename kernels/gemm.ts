@@ -13,7 +13,7 @@
 import { type Binding, type Launch, type Param, scalars, u32, vectors } from "../core/kernel.ts";
 import { sizeOf } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { texelLoader, type Texels } from "../core/texels.ts";
+import { fitsTexels, texelLoader, type Texels } from "../core/texels.ts";
 import { registerBlocks } from "./gemm_registers.ts";
 import { columnBlocks, texelBlocks } from "./gemm_texels.ts";
 import { matrixTiles } from "./gemm_matrix.ts";
@@ -97,12 +97,13 @@ const SMALL_BLOCK = [16, 8] as const;
 export function gemm(launch: GemmLaunch, product: Gemm): void {
   const variants = variantsOf(launch.device);
   const form = product.form ?? variants.gemm;
+  const inTexels = form === "texels" && fits(product);
   if (form === "tiles") return workgroupTiles(launch, product);
   if (form === "matrix") return matrixTiles(launch, product);
   const { M, N } = product;
-  if (form === "texels" && N < FEW_COLUMNS) {
+  if (inTexels && N < FEW_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
-  } else if (form === "texels" && (M >= FEW_ROWS || "panels" in product.a)) {
+  } else if (inTexels && (M >= FEW_ROWS || "panels" in product.a)) {
     const [rows, columns] = variants.block;
     const block = M * N * product.K < SMALL_PRODUCT
       ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
@@ -115,6 +116,11 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   } else {
     registerBlocks(launch, product);
   }
+}
+
+/** Whether the adapter has textures of the size of both operands. */
+function fits({ a, b }: Gemm): boolean {
+  return fitsTexels("panels" in a ? a.panels : a.tensor) && fitsTexels(b.tensor);
 }
 
 /**

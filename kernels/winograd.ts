@@ -12,7 +12,7 @@
 
 import { scalars, u32, vectors } from "../core/kernel.ts";
 import type { Tensor } from "../core/tensor.ts";
-import { texelLoader, type Texels } from "../core/texels.ts";
+import { fitsTexels, texelLoader, type Texels } from "../core/texels.ts";
 import { type Activation, FLAGS, gemm, type GemmLaunch, HAS_FLAG } from "./gemm.ts";
 import { PANEL } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
@@ -118,7 +118,7 @@ export function winograd(
   const panelsAtOnce = Math.max(1, Math.floor(2 * limit / (taps * depth * PANEL * 4)));
   let filters: Tensor | null = null;
   // With a border of one, four tiles begin at a multiple of four pixels: whole vectors.
-  const aligned = convolution.left === 1 && x.shape[3] % 4 === 0;
+  const aligned = convolution.left === 1 && x.shape[3] % 4 === 0 && fitsTexels(x);
   const inTexels = variantsOf(device).gemm === "texels";
   const image = aligned && inTexels ? launch.texels(x) : null;
   const weights = inTexels ? launch.texels(convolution.panels) : null;
