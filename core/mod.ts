@@ -4,7 +4,7 @@
  * @module
  */
 
-export type { MemoryUse } from "./buffer_pool.ts";
+export type { Block, MemoryUse } from "./buffer_pool.ts";
 export type { ByteSource } from "./byte_source.ts";
 export { Arena } from "./arena.ts";
 export { Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
@@ -40,3 +40,4 @@ export type { Scope } from "./scope.ts";
 export type { Shape } from "./shape.ts";
 export type { MatrixConfig, MatrixSyntax, SubgroupMatrix } from "./subgroup_matrix.ts";
 export { type Storage, Tensor } from "./tensor.ts";
+export { type TexelFormat, texelLoader, type Texels } from "./texels.ts";

@@ -83,8 +83,9 @@ export class Plan<Result> implements Disposable {
     for (const tensor of this.#made) tensor.dispose();
     for (const storage of this.#storages) releaseStorage(storage);
     this.#storages.clear();
-    const bindGroups =
-      new Set(this.#steps.map((step) => "bindGroup" in step && step.bindGroup)).size;
+    const bindGroups = new Set(
+      this.#steps.flatMap((step) => "bindGroup" in step ? [step.bindGroup] : []),
+    ).size;
     this.#steps.length = 0;
     this.#uniforms.destroy();
     this.#free();
