@@ -224,24 +224,27 @@ export function run<Attributes>(
     bytes: () => kernel.bytes?.(inputs, spec, attributes) ?? plainBytes(inputs, output),
   });
   const temporaries: { dispose(): void }[] = [];
-  kernel.launch({
-    device,
-    inputs,
-    output,
-    attributes,
-    dispatch: (dispatch) => device.dispatch(kernel.name, dispatch),
-    temporary(shape, dtype) {
-      const tensor = device.empty(shape, dtype);
-      temporaries.push(tensor);
-      return tensor;
-    },
-    texels(tensor) {
-      const made = device.texels(tensor);
-      temporaries.push(made);
-      return made.texels;
-    },
-  });
-  for (const temporary of temporaries) temporary.dispose();
+  try {
+    kernel.launch({
+      device,
+      inputs,
+      output,
+      attributes,
+      dispatch: (dispatch) => device.dispatch(kernel.name, dispatch),
+      temporary(shape, dtype) {
+        const tensor = device.empty(shape, dtype);
+        temporaries.push(tensor);
+        return tensor;
+      },
+      texels(tensor) {
+        const made = device.texels(tensor);
+        temporaries.push(made);
+        return made.texels;
+      },
+    });
+  } finally {
+    for (const temporary of temporaries) temporary.dispose();
+  }
   device.tape?.({ kernel, inputs, attributes, output });
   return output;
 }

@@ -231,7 +231,7 @@ test("condition writes what a ControlNet would be shown", async () => {
 
 test("too little memory names what suffices, nets included", async () => {
   const small = ["-o", join(root, "small.gif"), "--memory"];
-  const short = await run([...MODEL, ...READY, ...small, "36MB"]);
+  const short = await run([...MODEL, ...READY, ...small, "33MB"]);
   assert.equal(short.code, 1, short.stderr);
   const [, fits] = /With --memory (\d+MB) it would fit/.exec(short.stderr) ?? [];
   assert.ok(fits, short.stderr);
