@@ -230,14 +230,14 @@ test("condition writes what a ControlNet would be shown", async () => {
 });
 
 test("too little memory names what suffices, nets included", async () => {
-  const small = ["--width", "256", "--height", "256", "-o", join(root, "small.gif"), "--memory"];
-  const short = await run([...MODEL, ...READY, ...small, "36MB"]);
+  const small = ["-o", join(root, "small.gif"), "--memory"];
+  const short = await run([...MODEL, ...READY, ...small, "9MB"]);
   assert.equal(short.code, 1, short.stderr);
   const [, fits] = /With --memory (\d+MB) it would fit/.exec(short.stderr) ?? [];
   assert.ok(fits, short.stderr);
   const enough = await run([...MODEL, ...READY, ...small, fits]);
   assert.equal(enough.code, 0, enough.stderr);
-  const none = await run([...MODEL, ...READY, "--overwrite", ...small, "16MB"]);
+  const none = await run([...MODEL, ...READY, "--overwrite", ...small, "6MB"]);
   assert.match(none.stderr, /controlnet: its weights take 1\.3 MiB in f32/);
 });
 
