@@ -85,8 +85,7 @@ const LIMITS = [
  * @throws {GpuError} if there is no adapter; the message says what was looked for and what helps.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
-  const found = await findGpu(options.gpu ?? "auto", options);
-  const { adapter } = found;
+  const { gpu: entry, adapter, ...found } = await findGpu(options.gpu ?? "auto", options);
   const { vendor, architecture } = adapter.info;
   const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
   if (options.experimental) wanted.push(SUBGROUP_MATRIX);
@@ -102,7 +101,7 @@ export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
     vendor,
     architecture,
     subgroupSize: alike ? subgroupMinSize ?? null : null,
-    texels: hasTexels(found.gpu),
+    texels: hasTexels(entry),
     subgroupMatrix,
   }, options);
 }
@@ -132,25 +131,8 @@ export class Device implements Disposable {
     options: DeviceOptions,
   ) {
     this.gpu = gpu;
-    const {
-      implementation,
-      software,
-      description,
-      vendor,
-      architecture,
-      subgroupSize,
-      texels,
-      subgroupMatrix,
-    } = found;
     this.info = {
-      implementation,
-      software,
-      description,
-      vendor,
-      architecture,
-      subgroupSize,
-      texels,
-      subgroupMatrix,
+      ...found,
       f16: gpu.features.has("shader-f16"),
       timestamps: gpu.features.has("timestamp-query"),
       subgroups: gpu.features.has("subgroups"),
@@ -159,7 +141,7 @@ export class Device implements Disposable {
       this.#failure ??= error;
     };
     // What the compiler says of a shader is worth more than the refusals that follow from it.
-    this.#queue = new CommandQueue(gpu, software, (error) => {
+    this.#queue = new CommandQueue(gpu, found.software, (error) => {
       this.#failure = error;
     });
     const host = {

@@ -33,7 +33,7 @@ import {
   weightsOf,
 } from "./quantized.ts";
 import { variantsOf } from "./variants.ts";
-import { im2col, type Padding, type Piece } from "./im2col.ts";
+import { im2col, type Padding, type Piece, sharesTaps } from "./im2col.ts";
 import { winograd, winogradFor } from "./winograd.ts";
 
 /** Bytes of gathered patches held at once. */
@@ -81,8 +81,8 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
       const product = productOf(launch, shape, panels, whole);
       implicitConvolution(launch, form, x, launch.attributes, shape.outW, product);
     } else {
-      const fits = x.shape[3] % 4 === 0 && fitsTexels(x);
-      const texels = form === "texels" && fits ? launch.texels(x) : null;
+      const shared = sharesTaps(launch.attributes, shape.outW) && x.shape[3] % 4 === 0;
+      const texels = form === "texels" && shared && fitsTexels(x) ? launch.texels(x) : null;
       gathered(launch, shape, panels, texels);
     }
   },

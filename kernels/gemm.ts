@@ -4,8 +4,8 @@
  *
  * What is added behind the sum is decided by flags at run time, so that one pipeline serves all
  * layers: a register block takes a software adapter up to a second to compile. The forms stand in
- * `gemm_texels.ts`, `gemm_registers.ts`, `gemm_tiles.ts` and `gemm_matrix.ts`; the variant table says which one an
- * adapter gets.
+ * `gemm_texels.ts`, `gemm_registers.ts`, `gemm_tiles.ts` and `gemm_matrix.ts`; the variant table says
+ * which one an adapter gets.
  *
  * @module
  */
@@ -83,7 +83,7 @@ export type GemmLaunch = Pick<Launch<unknown>, "device" | "dispatch" | "temporar
 /** Products with fewer columns than fill a vector of lanes have their lanes on the rows. */
 const FEW_COLUMNS = 64;
 
-/** Products with fewer rows are not worth the packing of their operands. */
+/** Products with fewer rows, unless these are in panels, are not worth the packing of operands. */
 const FEW_ROWS = 16;
 
 /**
@@ -127,10 +127,10 @@ function fits({ a, b }: Gemm): boolean {
  * Lets a product store whole vectors where its rows are none: with their ends in a temporary, of which
  * the rest is copied. A short shader more, where a long one would be needed a second time.
  */
-function inWholeVectors<Product extends Gemm>(
+function inWholeVectors(
   { dispatch, temporary }: GemmLaunch,
-  product: Product,
-  enqueue: (product: Product) => void,
+  product: Gemm,
+  enqueue: (product: Gemm) => void,
 ): void {
   const { out, M, N, bias, biasAxis, residual } = product;
   if (storesVectors(product) || residual || (bias && biasAxis === "column")) {
@@ -183,10 +183,7 @@ export function inTexelRows(
 }
 
 /** The product with its left operand in panels. */
-function inPanels<Product extends Gemm>(
-  launch: GemmLaunch,
-  product: Product,
-): Product & { readonly a: Panels } {
+function inPanels(launch: GemmLaunch, product: Gemm): Gemm & { readonly a: Panels } {
   const { a, M, K, batch } = product;
   if ("panels" in a) return { ...product, a };
   const shared = a.batch.every((stride, i) => stride === 0 || batch[i] === 1);

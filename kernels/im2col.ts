@@ -39,12 +39,17 @@ export interface Piece {
 
 const LANES = 64;
 
+/** Windows that move by one pixel are most of the work: a shader each, which reads less. */
+export function sharesTaps({ stride }: Window, outW: number): boolean {
+  return outW % 4 === 0 && stride.every((n) => n === 1);
+}
+
 /**
  * Fills `patches` `[piece.images, C·kh·kw, columns]`, columns a multiple of four. One invocation
  * fills four neighbouring pixels of all rows that belong to one channel. Where four pixels lie in
  * one row of the output, each input is read once for all the taps of a window row that need it.
  *
- * @param texels Of `x`, if its rows consist of them: windows that move by one pixel then read these.
+ * @param texels Of `x`, if its rows consist of them, for what {@link sharesTaps}.
  */
 export function im2col(
   dispatch: Launch<unknown>["dispatch"],
@@ -58,12 +63,11 @@ export function im2col(
   const [, C, H, W] = x.shape;
   const { kernel: [kh, kw], stride, dilation, padding } = window;
   const groups = patches.shape[2] / 4;
-  // Windows that move by one pixel are most of the work: a shader each, which reads less.
-  const shared = outW % 4 === 0 && stride.every((n) => n === 1);
+  const shared = sharesTaps(window, outW);
   const taps = `${kh},${kw} ${dilation}`;
   dispatch({
-    variant: !shared ? "gather" : texels ? `texels ${taps} ${padding.left}` : `gather ${taps}`,
-    read: { x: shared && texels ? texels : scalars(x) },
+    variant: texels ? `texels ${taps} ${padding.left}` : shared ? `gather ${taps}` : "gather",
+    read: { x: texels ?? scalars(x) },
     write: { patches: vectors(patches) },
     params: {
       groups: u32(groups),
@@ -85,7 +89,7 @@ export function im2col(
     },
     workgroup: [LANES, 1, 1],
     workgroups: [Math.ceil(groups / LANES), C, images],
-    declarations: () => shared && texels ? texelLoader("x") : "",
+    declarations: () => texels ? texelLoader("x") : "",
     main: () => `
       let group = wg.x * ${LANES}u + lane;
       if (group >= p.groups) { return; }

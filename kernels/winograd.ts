@@ -118,10 +118,11 @@ export function winograd(
   const panelsAtOnce = Math.max(1, Math.floor(2 * limit / (taps * depth * PANEL * 4)));
   let filters: Tensor | null = null;
   // With a border of one, four tiles begin at a multiple of four pixels: whole vectors.
-  const aligned = convolution.left === 1 && x.shape[3] % 4 === 0 && fitsTexels(x);
-  const inTexels = variantsOf(device).gemm === "texels";
-  const image = aligned && inTexels ? launch.texels(x) : null;
-  const weights = inTexels ? launch.texels(convolution.panels) : null;
+  const aligned = convolution.left === 1 && x.shape[3] % 4 === 0;
+  const inTexels = (tensor: Tensor) =>
+    variantsOf(device).gemm === "texels" && fitsTexels(tensor) ? launch.texels(tensor) : null;
+  const image = aligned ? inTexels(x) : null;
+  const weights = inTexels(convolution.panels);
   for (let first = 0; first < groups; first += most) {
     const count = Math.min(most, groups - first);
     const tiles = temporary([taps, C, 4 * count], "f32");
