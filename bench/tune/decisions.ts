@@ -82,7 +82,7 @@ export function decisionsFor(row: Variants, extent: Extent): Decision[] {
       cases(...products),
     ),
     winogradDecision(row, extent),
-    // Where the table does not name them, the adapter lacks them.
+    // Where the table does not name it, the adapter lacks it.
     ...(row.broadcast
       ? [simple(
         "broadcast",
