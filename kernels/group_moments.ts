@@ -160,6 +160,7 @@ export const GROUP_CASES: readonly (readonly [Shape, number])[] = [
   [[1, 6, 2, 3, 4], 6],
   [[2, 2, 150, 120], 1],
   [[1, 4, 131, 127], 2],
+  [[16, 1, 131, 132], 1],
 ];
 
 /** The kernel behind {@link groupMoments}. */

@@ -5,7 +5,9 @@
  *
  * Groups are contiguous in memory. A group that a workgroup can manage is read and written by one;
  * a longer one is cut into parts, whose means and squared distances a second shader combines
- * exactly (Chan, Golub and LeVeque 1979) before a third normalises. Statistics are always f32.
+ * exactly (Chan, Golub and LeVeque 1979) before a third normalises. Where a workgroup is a vector of
+ * a CPU, any group can be managed as long as all cores have some: it stays in the core's cache
+ * between the readings. Statistics are always f32.
  *
  * {@link groupMoments} gives the statistics alone, also of a picture that comes in bands: so bands
  * can be normalised one by one as if they were whole.
@@ -56,6 +58,9 @@ export interface GroupNormOptions {
 
 interface Attributes extends GroupAttributes, Required<Omit<GroupNormOptions, "moments">> {}
 
+/** Workgroups that keep the cores busy of an adapter that computes on the CPU. */
+const BUSY = 16;
+
 /** The kernel behind {@link groupNorm}. */
 export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
   name: "group_norm",
@@ -76,7 +81,9 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
   launch(launch) {
     const { inputs: [x, , , given], attributes: { groups }, temporary } = launch;
     const runs = runsOf(launch, x!);
-    if (!given && runs[0].length * runs[0].width <= PART) {
+    const { count, length, width } = runs[0];
+    const busy = rowForm(launch) !== "wide" && count >= BUSY;
+    if (!given && (busy || length * width <= PART)) {
       for (const run of runs) normalizeWhole(launch, run);
       return;
     }
@@ -104,7 +111,7 @@ export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
     });
   },
   cases: [false, true].flatMap((wide) => {
-    const affines = ["none", "both", "both", "weight", "bias", "both", "both", "none"];
+    const affines = ["none", "both", "both", "weight", "bias", "both", "both", "none", "both"];
     return GROUP_CASES.flatMap(([shape, groups], i) =>
       [false, true].map((given) => ({
         shapes: [
@@ -182,8 +189,13 @@ function normalizeWhole(launch: Launch<Attributes>, groups: Groups): void {
         let channel = group % p.groups * p.group_channels + c;
         ${affine.begin}
         let end = first + (c + 1u) * p.inner;
-        for (var at = end - p.inner + lane % p.columns; at < end; at += p.columns) {
-          out[at] = out_t(affine(load_x(at) - m.x, gain, shift));
+        // Two at once: the second load need not wait for the first store.
+        for (var at = end - p.inner + lane % p.columns; at < end; at += 2u * p.columns) {
+          let next = at + p.columns;
+          let y = affine(load_x(at) - m.x, gain, shift);
+          let z = affine(load_x(next) - m.x, gain, shift);
+          out[at] = out_t(y);
+          if (next < end) { out[next] = out_t(z); }
         }
       }`,
   });
