@@ -91,7 +91,7 @@ const CONTENDERS: readonly Contender[] = [
 const RUN = 300;
 
 /** Calls of a run at most. */
-const MOST_CALLS = 256;
+const MOST_CALLS = 512;
 
 /** Milliseconds after which a contender makes no further run of a case. */
 const BUDGET = 30_000;
@@ -200,15 +200,13 @@ async function compare(seats: readonly Seat[], each: Case, session: Session): Pr
       await check(child, entry, each, want, join(session.scratch, "result"));
     });
   }
-  let fastest = Infinity;
   for (const entry of entries) {
     await attempt(entry, async (child) => {
       const { milliseconds } = await child.ask({ ask: "run", calls: 1 });
       entry.times.push(milliseconds);
-      if (entry.seat.family !== "cpu") fastest = Math.min(fastest, milliseconds);
     });
   }
-  const calls = Math.min(MOST_CALLS, Math.ceil(RUN / fastest));
+  const calls = await callsOf(entries, attempt);
   // Runs of one call each have begun already.
   if (calls > 1) { for (const { times } of entries) times.length = 0; }
   for (let run = calls > 1 ? 0 : 1; run < session.runs; run++) {
@@ -222,6 +220,28 @@ async function compare(seats: readonly Seat[], each: Case, session: Session): Pr
     }
   }
   return entries.map((entry) => rowOf(entry, entries, each, calls));
+}
+
+/**
+ * Calls of a run. What one call takes is mostly the wait for it if it is short, so the fastest
+ * contender runs more of them, until they are enough.
+ */
+async function callsOf(
+  entries: readonly Entry[],
+  attempt: (entry: Entry, body: (child: Child) => Promise<void>) => Promise<void>,
+): Promise<number> {
+  const onGpu = entries.filter(({ seat, failed }) => seat.family !== "cpu" && !failed);
+  if (!onGpu.length) return 1;
+  const fastest = onGpu.reduce((a, b) => b.times[0] < a.times[0] ? b : a);
+  let calls = 1;
+  let milliseconds = fastest.times[0];
+  while (milliseconds < RUN && calls < MOST_CALLS && !fastest.failed) {
+    calls = Math.min(MOST_CALLS, Math.ceil(calls * RUN / milliseconds));
+    await attempt(fastest, async (child) => {
+      ({ milliseconds } = await child.ask({ ask: "run", calls }));
+    });
+  }
+  return calls;
 }
 
 /** Has a contender prepare a case, in another way if its first gives wrong results. */
