@@ -4,7 +4,8 @@
  * as `torch.as_strided` does.
  *
  * Neighbouring lanes write neighbouring addresses. Where extents and strides allow, an invocation
- * moves a 4-vector, or turns a 4×4 block in registers, so that a transpose also reads 4-vectors.
+ * moves a 4-vector, or turns a 4×4 block in registers, so that a transpose also reads 4-vectors: a
+ * large one, for its shader takes longer to compile than small ones by numbers to run.
  *
  * @module
  */
@@ -125,9 +126,8 @@ function copyOf(source: Tensor, target: Tensor, { extents, from, to }: CopyRegio
   const row = walks.from.strides[last] === 1
     ? last
     : walks.from.strides.findIndex((stride, axis) => stride === 1 && extents[axis] % 4 === 0);
-  const form = ends4 && row >= 0 && inFours(walks.from, row)
-    ? row === last ? VECTOR : BLOCK
-    : SCALAR;
+  const vector = ends4 && row >= 0 && inFours(walks.from, row);
+  const form = !vector ? SCALAR : row === last ? VECTOR : sizeOf(extents) < LARGE ? SCALAR : BLOCK;
   const bind = form === SCALAR ? scalars : vectors;
   const units = inUnits(form, extents, walks, row);
   const rank = extents.length;
@@ -158,6 +158,9 @@ function copyOf(source: Tensor, target: Tensor, { extents, from, to }: CopyRegio
       ${form === BLOCK ? BLOCK_BODY : "out[t] = out_t(x[f]);"}`,
   };
 }
+
+/** Numbers from which a transpose goes by blocks. */
+const LARGE = 2 ** 16;
 
 const SCALAR = "scalar";
 const VECTOR = "vector";
@@ -248,8 +251,9 @@ export const stridedCopyKernel: Kernel<StridedCopy> = defineKernel({
   cases: [
     { shapes: [[1]], attributes: { shape: [], extents: [], offset: 0, strides: [] } },
     { shapes: [[7, 5]], attributes: moved([5, 7], [1, 5]) }, // odd transpose
-    { shapes: [[36, 40]], attributes: moved([40, 36], [1, 40]) }, // 4×4 blocks
-    { shapes: [[3, 8, 12]], attributes: moved([12, 3, 8], [1, 96, 12]) },
+    { shapes: [[36, 40]], attributes: moved([40, 36], [1, 40]) },
+    { shapes: [[260, 256]], attributes: moved([256, 260], [1, 256]) }, // 4×4 blocks
+    { shapes: [[3, 128, 172]], attributes: moved([172, 3, 128], [1, 22016, 172]) },
     { shapes: [[2, 3, 4, 8]], attributes: moved([2, 4, 3, 8], [96, 8, 32, 1]) }, // rows of vectors
     { shapes: [[2, 3, 4, 5]], attributes: moved([5, 4, 3, 2], [1, 5, 20, 60]) },
     { shapes: [[48]], attributes: moved([11], [-4], 44) },

@@ -59,7 +59,7 @@ export interface GroupNormOptions {
 interface Attributes extends GroupAttributes, Required<Omit<GroupNormOptions, "moments">> {}
 
 /** Workgroups that keep the cores busy of an adapter that computes on the CPU. */
-const BUSY = 16;
+const BUSY = 8;
 
 /** The kernel behind {@link groupNorm}. */
 export const groupNormKernel: Kernel<Attributes> = defineKernel<Attributes>({
