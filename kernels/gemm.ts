@@ -83,6 +83,9 @@ export type GemmLaunch = Pick<Launch<unknown>, "device" | "dispatch" | "temporar
 /** Products with fewer columns than fill a vector of lanes have their lanes on the rows. */
 const FEW_COLUMNS = 64;
 
+/** With fewer multiply-adds than these, too, it does not matter, and one shader does for all. */
+const LEAST_IN_COLUMNS = 2 ** 22;
+
 /** Products with fewer rows, unless these are in panels, are not worth the packing of operands. */
 const FEW_ROWS = 16;
 
@@ -100,12 +103,13 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   const inTexels = form === "texels" && fits(product);
   if (form === "tiles") return workgroupTiles(launch, product);
   if (form === "matrix") return matrixTiles(launch, product);
-  const { M, N } = product;
-  if (inTexels && N < FEW_COLUMNS) {
+  const { M, N, K } = product;
+  const work = M * N * K;
+  if (inTexels && N < FEW_COLUMNS && work >= LEAST_IN_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
   } else if (inTexels && (M >= FEW_ROWS || "panels" in product.a)) {
     const [rows, columns] = variants.block;
-    const block = M * N * product.K < SMALL_PRODUCT
+    const block = work < SMALL_PRODUCT
       ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
       : variants.block;
     inWholeVectors(

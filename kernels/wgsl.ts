@@ -206,6 +206,14 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
     let off = means - mean;
     partial[lane] = vec3f(4.0 * n, mean, dot(squares + n * off * off, V(1.0)));`
     : "partial[lane] = vec3f(n, means, squares);";
+  // A barrier is what takes compilers for the CPU longest.
+  const fold = lanes > 8
+    ? `${treeFold("partial", (a, b) => `joined(${a}, ${b})`, lanes)}
+    return partial[0].yz;`
+    : `workgroupBarrier();
+    var all = partial[0];
+    for (var k = 1u; k < ${lanes}u; k++) { all = joined(all, partial[k]); }
+    return all.yz;`;
   return `
   var<workgroup> partial: array<vec3f, ${lanes}>;
   fn joined(a: vec3f, b: vec3f) -> vec3f {
@@ -236,7 +244,6 @@ export function momentsOf(lanes: number, width: 1 | 4): string {
       squares += d * d * ((n - 1.0) / n);
     }
     ${components}
-    ${treeFold("partial", (a, b) => `joined(${a}, ${b})`, lanes)}
-    return partial[0].yz;
+    ${fold}
   }`;
 }

@@ -176,6 +176,19 @@ function combination(row: readonly number[], term: string): string {
   return parts.filter((part) => part !== 0).join(" ").replace(/^\+ /, "");
 }
 
+/** WGSL: the number of `row` at `index`, which is the same for all lanes. */
+function chosen(row: readonly number[], index: string): string {
+  return row.reduce(
+    (text, factor, i) => factor ? `select(${text}, ${factor}.0, ${index} == ${i}u)` : text,
+    "0.0",
+  );
+}
+
+/** What `text` says for all pairs of 0 … count − 1, row by row. */
+function square<T>(count: number, text: (i: number, j: number) => T): T[] {
+  return Array.from({ length: count ** 2 }, (_, k) => text(Math.floor(k / count), k % count));
+}
+
 /** `U = G g Gᵀ` for every pair of channels; a workgroup has the outputs of a panel. */
 function transformFilters(
   dispatch: Dispatching,
@@ -280,20 +293,23 @@ function transformInput(
       // Unsigned: what lies before the first row or column wraps to a large number.
       let y = row % p.tilesY * ${m}u - p.top;
       let column = g % p.groupsX * ${4 * m}u;
-      // Drivers would unroll loops of known length, and compile the result for ten seconds.
-      var rows = array<vec4f, ${t * t}>();
+      ${square(t, (i, j) => `var v${i}_${j} = vec4f();`).join("\n")}
+      // Drivers would unroll loops of known length, and compile the result for ten seconds. What a
+      // row of pixels gives is added at once: arrays with a changing index are slow on a CPU.
       for (var r = 0u; r < p.t; r++) {
         let inside = y + r < p.H;
         let line = plane + min(y + r, p.H - 1u) * p.W;
         ${load}
         ${each(t, (j) => `let d${j} = ${four((n) => `x${m * n + j}`)};`)}
-        ${each(t, (j) => `rows[r * ${t}u + ${j}u] = ${combination(B[j], "d")};`)}
+        ${each(t, (j) => `let w${j} = ${combination(B[j], "d")};`)}
+        ${each(t, (i) => `let b${i} = ${chosen(B[i], "r")};`)}
+        ${square(t, (i, j) => `v${i}_${j} = fma(vec4f(b${i}), w${j}, v${i}_${j});`).join("\n")}
       }
-      let step = p.C * p.groups;
-      for (var j = 0u; j < p.t; j++) {
-        ${each(t, (r) => `let r${r} = rows[j + ${r * t}u];`)}
-        let at = wg.y * p.groups + group + j * step;
-        ${each(t, (i) => `tiles[at + ${i * t}u * step] = ${combination(B[i], "r")};`)}
+      var all = array<vec4f, ${t * t}>(${square(t, (i, j) => `v${i}_${j}`).join(", ")});
+      var at = wg.y * p.groups + group;
+      for (var i = 0u; i < p.t * p.t; i++) {
+        tiles[at] = all[i];
+        at += p.C * p.groups;
       }`,
   });
 }
@@ -311,12 +327,11 @@ function transformOutput(
   const groups = sums.shape[2] / 4;
   const flags = (bias ? FLAGS.biasRow : 0) | (embedding ? FLAGS.embedding : 0) |
     (residual ? FLAGS.residual : 0) | (activation === "silu" ? FLAGS.silu : 0);
-  const sum = (text: string) => scale ? `f32(scale[o]) * (${text})` : text;
-  // A row of outputs: from vectors over the tiles to vectors over the pixels.
-  const pixels = Array.from({ length: m }, (_, i) =>
+  // Rows of outputs: from vectors over the tiles to vectors over the pixels.
+  const pixels = square(m, (u, i) =>
     four((n) => {
       const pixel = 4 * i + n;
-      return `o${pixel % m}.${"xyzw"[Math.floor(pixel / m)]}`;
+      return `y${u}_${pixel % m}.${"xyzw"[Math.floor(pixel / m)]}`;
     }));
   dispatch({
     variant: `winograd output ${m} ${scale !== null}`,
@@ -351,29 +366,28 @@ function transformOutput(
       let b = row / p.tilesY;
       let o = wg.y;
       let step = p.O * p.groups;
-      var columns = array<vec4f, ${m * t}>();
+      ${square(m, (u, v) => `var y${u}_${v} = vec4f();`).join("\n")}
       for (var j = 0u; j < p.t; j++) {
         let at = o * p.groups + group + j * step;
         ${each(t, (i) => `let m${i} = sums[at + ${i * t}u * step];`)}
-        ${each(m, (u) => `columns[${u * t}u + j] = ${combination(A[u], "m")};`)}
+        ${each(m, (u) => `let c${u} = ${combination(A[u], "m")};`)}
+        ${each(m, (v) => `let a${v} = ${chosen(A[v], "j")};`)}
+        ${square(m, (u, v) => `y${u}_${v} = fma(vec4f(a${v}), c${u}, y${u}_${v});`).join("\n")}
       }
+      let gain = ${scale ? "f32(scale[o])" : "1.0"};
       var base = 0.0;
       if (has(${FLAGS.biasRow}u)) { base += f32(bias[o]); }
       if (has(${FLAGS.embedding}u)) { base += f32(embedding[b * p.O + o]); }
       let y = row % p.tilesY * ${m}u;
       let to = ((b * p.O + o) * p.outH + y) * p.groupsX * ${m}u + g % p.groupsX * ${m}u;
-      for (var u = 0u; u < p.m; u++) {
-        if (y + u >= p.outH) { break; }
-        ${each(t, (j) => `let s${j} = columns[u * ${t}u + ${j}u];`)}
-        ${each(m, (v) => `let o${v} = base + ${sum(combination(A[v], "s"))};`)}
-        var pixels = array<vec4f, ${m}>(${pixels.join(", ")});
-        for (var i = 0u; i < p.m; i++) {
-          let at = to + u * p.groupsX * ${m}u + i;
-          var v = pixels[i];
-          if (has(${FLAGS.residual}u)) { v += vec4f(residual[at]); }
-          if (has(${FLAGS.silu}u)) { v = v / (1.0 + exp(-v)); }
-          out[at] = out_t(v);
-        }
+      var pixels = array<vec4f, ${m * m}>(${pixels.join(", ")});
+      for (var i = 0u; i < p.m * p.m; i++) {
+        if (y + i / ${m}u >= p.outH) { break; }
+        let at = to + i / ${m}u * p.groupsX * ${m}u + i % ${m}u;
+        var v = base + gain * pixels[i];
+        if (has(${FLAGS.residual}u)) { v += vec4f(residual[at]); }
+        if (has(${FLAGS.silu}u)) { v = v / (1.0 + exp(-v)); }
+        out[at] = out_t(v);
       }`,
   });
 }
