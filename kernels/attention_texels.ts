@@ -101,6 +101,7 @@ export function attentionTexels(
 function main(broadcast: boolean): string {
   const tile = (text: (key: number, h: number) => string) =>
     each(TILE, (key) => each(NQ, (h) => text(key, h)));
+  const moveUp = tile((j, h) => `s${j}_${h} = ${j + 1 < TILE ? `s${j + 1}_${h}` : `x${h}`};`);
   const shared = { width: NK, stride: NK };
   const keys = loadRows(broadcast, { ...shared, name: "k", at: "at_k", rows: STEPS });
   // A fetch of all lanes brings two channels of values.
@@ -142,31 +143,28 @@ function main(broadcast: boolean): string {
     }`)
   }
           }
-          // Loops of a length that the compiler does not know: unrolled, they take it seconds.
-          var w = array<vec4f, ${TILE * NQ}>(${
-    Array.from({ length: TILE * NQ }, (_, i) => `s${Math.floor(i / NQ)}_${i % NQ}`).join(", ")
-  });
+          // Loops of a length that the compiler does not know: unrolled, they take it seconds. Each round
+          // works on the first key's scores and moves all up: arrays with a changing index are slow.
           ${each(NQ, (h) => `var n${h} = m${h};`)}
           for (var j = 0u; j < p.keys; j++) {
             ${
     each(NQ, (h) => `
             let tokens${h} = token + vec4u(${[0, 1, 2, 3].map((i) => `${4 * h + i}u`)});
             let seen${h} = (vec4<bool>(p.causal == 0u) | (vec4u(key + j) <= tokens${h})) & vec4<bool>(key + j < p.length);
-            let x${h} = select(vec4f(LOW), w[${NQ}u * j + ${h}u] * p.scale, seen${h});
-            w[${NQ}u * j + ${h}u] = x${h};
+            let x${h} = select(vec4f(LOW), s0_${h} * p.scale, seen${h});
             n${h} = max(n${h}, x${h});`)
   }
+            ${moveUp}
           }
           ${each(NQ, (h) => `let f${h} = exp2(m${h} - n${h}); m${h} = n${h}; l${h} *= f${h};`)}
           for (var j = 0u; j < p.keys; j++) {
             ${
     each(NQ, (h) => `
-            let x${h} = exp2(w[${NQ}u * j + ${h}u] - n${h});
-            w[${NQ}u * j + ${h}u] = x${h};
+            let x${h} = exp2(s0_${h} - n${h});
             l${h} += x${h};`)
   }
+            ${moveUp}
           }
-          ${tile((j, h) => `s${j}_${h} = w[${NQ * j + h}];`)}
           let begun = i + key > 0u;
           for (var c = 0u; c < p.depth; c += ${channels}u) {
             let at_v = tile + c * ${NK}u;

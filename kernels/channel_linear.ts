@@ -128,7 +128,11 @@ export const channelLinearKernel: Kernel<Attributes> = defineKernel<Attributes>(
         ...rest,
       }))
     ),
-    // Of 8 bits: the last sums are longer than a window.
+    // Few columns, but enough work for a shader of their own.
+    ...[[1160, 1210, 3], [700, 1000, 6], [520, 700, 12], [360, 330, 36]]
+      .map((sizes) => inForms(sizes)[0]),
+    quantizedCase(inForms([520, 700, 12])[0], 520, 700),
+    // Of 8 bits.
     ...[[36, 38, 68], [65, 530, 3], [3, 37, 70], [17, 2100, 66]].flatMap(([M, K, N]) =>
       inForms([M, K, N]).map((example) => quantizedCase(example, M, K))
     ),

@@ -142,6 +142,7 @@ export const conv2dKernel: Kernel<ConvAttributes> = defineKernel<ConvAttributes>
     convCase([2, 48, 4, 4], [3, 432, 32], { padding: 1, kernel: [3, 3], epilogue: true }),
     convCase([2, 48, 4, 4], [3, 432, 32], { padding: 1, kernel: [3, 3], epilogue: true }, "tiles"),
     convCase([2, 64, 8, 8], [64, 64, 3, 3], { padding: 1, epilogue: true }, "texels"),
+    convCase([1, 160, 4, 4], [190, 160, 3, 3], { padding: 1, epilogue: true }),
     convCase([1, 70, 12, 12], [36, 70, 3, 3], { padding: 1, activation: "silu" }, "registers"),
     convCase([1, 16, 15, 13], [24, 16, 3, 3], { padding: 1, stride: 2 }, "tiles"),
     // Winograd on software adapters: F(2×2), then F(4×4).
