@@ -6,14 +6,20 @@
  * deno run -A bench/end_to_end.ts
  * bun bench/end_to_end.ts --json end_to_end.json
  * deno run -A bench/end_to_end.ts --long 240
+ * deno run -A bench/end_to_end.ts --cold
  * ```
  *
  * @module
  */
 
+import { execFileSync } from "node:child_process";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import process from "node:process";
+import { fileURLToPath } from "node:url";
 import { type Device, openDevice } from "../core/device.ts";
-import { collectGarbage } from "../core/runtime.ts";
+import { collectGarbage, runtime } from "../core/runtime.ts";
 import { StableDiffusion } from "../models/stable_diffusion.ts";
 import type { Clip } from "../video/clip.ts";
 import { inWindows } from "../video/long_video.ts";
@@ -23,6 +29,7 @@ import {
   type Command,
   command,
   count,
+  flag,
   floatType,
   gpuChoice,
   path,
@@ -36,6 +43,7 @@ const HELP = `Times the built-in model from end to end. deno run -A bench/end_to
 
   --steps N      denoising steps of each clip (default 8)
   --long N       also a clip of N frames, in windows of 24 as the command line makes it
+  --cold         also whole processes that make a picture, the first with an empty cache of the driver's
   --dtype TYPE   f32 (default) or f16
   --gpu CHOICE   auto (default), native, dawn or software
   --json FILE    write the results as JSON
@@ -90,6 +98,16 @@ export interface Results extends Setting {
   readonly load: number;
   /** What was made, in order. */
   readonly clips: readonly ClipCost[];
+  /** Milliseconds of whole processes, or `null` if they were not asked for. */
+  readonly processes: Processes | null;
+}
+
+/** Milliseconds of processes that make one picture each, as the command line does by default. */
+export interface Processes {
+  /** The driver has compiled nothing yet. */
+  readonly empty: number;
+  /** It has kept what the one before compiled. */
+  readonly filled: number;
 }
 
 const COLUMNS: readonly Column[] = [
@@ -111,8 +129,11 @@ const COLUMNS: readonly Column[] = [
 /** Runs the command. Returns the exit code. */
 export const main: Command = command({
   help: HELP,
-  options: { steps: count, long: count, dtype: floatType, gpu: gpuChoice, json: path },
-}, async ({ steps = 8, long, dtype = "f32", gpu, json }) => {
+  options: { steps: count, long: count, cold: flag, dtype: floatType, gpu: gpuChoice, json: path },
+}, async ({ steps = 8, long, cold, dtype = "f32", gpu, json }) => {
+  const processes = cold
+    ? await wholeProcesses(["--dtype", dtype, ...(gpu ? ["--gpu", gpu] : [])])
+    : null;
   const begin = performance.now();
   const device = await openDevice({ gpu });
   try {
@@ -148,13 +169,44 @@ export const main: Command = command({
       console.log(`  host MiB  ${hostBytes.map(mebibytes).join(" ")}`);
     }
     sd.dispose();
-    const results: Results = { ...setting, dtype, steps, open, load, clips };
+    if (processes) {
+      const [empty, filled] = [processes.empty, processes.filled].map((t) => significant(t / 1000));
+      console.log(
+        `a picture by a process of its own: ${empty} s, with the driver's cache filled ${filled} s`,
+      );
+    }
+    const results: Results = { ...setting, dtype, steps, open, load, clips, processes };
     await writeResults({ json }, results);
     return 0;
   } finally {
     await device.close();
   }
 });
+
+/** Runs the command line twice, with a cache for shaders that is empty first. */
+async function wholeProcesses(options: readonly string[]): Promise<Processes> {
+  const here = import.meta.dirname ?? dirname(fileURLToPath(import.meta.url));
+  const folder = await mkdtemp(join(tmpdir(), "framezero-cold-"));
+  // Where Mesa's drivers and NVIDIA's keep what they have compiled.
+  const cache = join(folder, "shaders");
+  const env = {
+    ...process.env,
+    MESA_SHADER_CACHE_DIR: cache,
+    __GL_SHADER_DISK_CACHE_PATH: cache,
+  };
+  const make = (output: string) => {
+    const begin = performance.now();
+    const program = [...(runtime === "deno" ? ["run", "-A"] : []), join(here, "..", "mod.ts")];
+    const args = [...program, "image", PROMPT, ...options, "-o", join(folder, output)];
+    execFileSync(process.execPath, args, { env, stdio: "ignore" });
+    return performance.now() - begin;
+  };
+  try {
+    return { empty: make("first.png"), filled: make("second.png") };
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
 
 /** Makes a clip and takes the time of its parts. */
 async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost> {
@@ -181,6 +233,8 @@ async function watch(device: Device, what: string, clip: Clip): Promise<ClipCost
   };
   let seen = before;
   for await (const event of clip.events) {
+    // Steps are announced before the device has made them.
+    if (event.kind === "step") await device.sync();
     const lasted = lap();
     if (event.kind === "frame") {
       if (!decodes.length) firstFrame = last - begin;

@@ -22,7 +22,7 @@ import {
   narrow,
   slice,
 } from "../kernels/mod.ts";
-import { type Layer, linear, norm, tokenNorm } from "./layers.ts";
+import { type Layer, linear, norm, repeatRows, tokenNorm } from "./layers.ts";
 import { matchTokens, type TokenMerging } from "./token_merging.ts";
 import type { Weights } from "./weights.ts";
 
@@ -226,7 +226,11 @@ export interface TransformerBlock {
   readonly text: AttentionLayer;
   /** Path under which they are kept. */
   readonly path: string;
-  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention): Tensor;
+  /**
+   * Of `rows` rows: x has all of them, or those of one guidance row, which then stand for all until
+   * the text tells them apart.
+   */
+  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention, rows: number): Tensor;
 }
 
 /** `BasicTransformerBlock` of diffusers. */
@@ -243,7 +247,12 @@ export function transformerBlock(
   const norm3 = tokenNorm(w.at("norm3"), channels, 1e-5);
   const ff = feedForward(w.at("ff"), channels);
   const { path } = w;
-  const forward = w.module((x: Tensor, text: KeyValueCache, frames: FrameAttention) => {
+  const forward = w.module((
+    x: Tensor,
+    text: KeyValueCache,
+    frames: FrameAttention,
+    rows: number,
+  ) => {
     const h1 = x.device.scope(() => {
       const h = norm1(x);
       const attend = (residual: Tensor | null, tokens: Tensor) => {
@@ -251,11 +260,12 @@ export function transformerBlock(
         return attn1.attend(residual, tokens, kv, by, kvFrames);
       };
       const matched = matchTokens(x, frames.merge);
-      return matched ? add(x, matched.unmerge(attend(null, matched.merge(h)))) : attend(x, h);
+      const seen = matched ? add(x, matched.unmerge(attend(null, matched.merge(h)))) : attend(x, h);
+      return repeatRows(seen, rows);
     });
     const kv = text.get(path) as KeyValue;
     // One text row serves all frames of its guidance row.
-    const perText = { mode: "self", frames: x.shape[0] / kv.key.shape[0] } as const;
+    const perText = { mode: "self", frames: rows / kv.key.shape[0] } as const;
     const h2 = x.device.scope(() => attn2.attend(h1, norm2(h1), kv, perText, 1, frames.onText));
     h1.dispose();
     return ff(h2, norm3(h2));
@@ -273,7 +283,8 @@ function feedForward(w: Weights, channels: number): (residual: Tensor, h: Tensor
 /** A transformer over the pixels of a feature map. */
 export interface Transformer2D {
   readonly blocks: readonly TransformerBlock[];
-  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention): Tensor;
+  /** Of `rows` rows, all of x or those of one guidance row for all. */
+  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention, rows: number): Tensor;
 }
 
 /** `Transformer2DModel` of diffusers, x `[B, C, H, W]`. */
@@ -288,11 +299,17 @@ export function transformer2d(
   const projIn = linear(w.at("proj_in"), channels, channels);
   const block = transformerBlock(w.at("transformer_blocks.0"), channels, textWidth, heads);
   const projOut = linear(w.at("proj_out"), channels, channels);
-  const forward = w.module((x: Tensor, text: KeyValueCache, frames: FrameAttention) => {
+  const forward = w.module((
+    x: Tensor,
+    text: KeyValueCache,
+    frames: FrameAttention,
+    rows: number,
+  ) => {
     const [B, C, H, W] = x.shape;
     const tokens = projIn(normIn(x).reshape([B, C, H * W]));
-    const out = block.forward(tokens, text, frames);
-    return projOut(out, { residual: x.reshape([B, C, H * W]) }).reshape(x.shape);
+    const out = block.forward(tokens, text, frames, rows);
+    const residual = repeatRows(x.reshape([B, C, H * W]), rows);
+    return projOut(out, { residual }).reshape([rows, C, H, W]);
   });
   return { blocks: [block], forward };
 }

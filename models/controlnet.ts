@@ -18,8 +18,8 @@ import type { Location } from "./checkpoint.ts";
 import { type ControlNetConfig, skipWidths } from "./config.ts";
 import { type ControlNetOptions, openControlNet } from "./controlnet_file.ts";
 import type { ControlResiduals } from "./control_residuals.ts";
-import { type Encoder, encoder, projectText } from "./encoder.ts";
-import { conv, type Layer } from "./layers.ts";
+import { type Encoder, encoder, projectText, rowsOf } from "./encoder.ts";
+import { conv, type Layer, repeatRows } from "./layers.ts";
 import { tooLarge } from "./parts.ts";
 import { controlNetStateDict } from "./state_dict.ts";
 import {
@@ -34,6 +34,8 @@ import {
 export interface ControlNetForwardOptions {
   /** Which frames see which. Default: every row for itself. */
   readonly frames?: FrameAttention;
+  /** Guidance rows that see the same latents, of which the sample then holds one. Default 1. */
+  readonly copies?: number;
   /** What all residuals are multiplied by. Default 1. */
   readonly scale?: number;
   /**
@@ -149,7 +151,7 @@ export class ControlNetModel {
   /**
    * The residuals for a UNet.
    *
-   * @param sample Latents, `[B, inChannels, h, w]`.
+   * @param sample Latents, `[B, inChannels, h, w]`; with `copies`, B divided by them.
    * @param timestep One for all rows, or a tensor with one for each row (or for all).
    * @param text Hidden states `[B', tokens, width]`, or what {@link encodeText} made of them; B is a
    * multiple of B'.
@@ -161,14 +163,9 @@ export class ControlNetModel {
     timestep: number | Tensor,
     text: Tensor | KeyValueCache,
     embedded: Tensor,
-    { frames = SELF, scale = 1, guessMode = false }: ControlNetForwardOptions = {},
+    { frames = SELF, copies = 1, scale = 1, guessMode = false }: ControlNetForwardOptions = {},
   ): ControlResiduals {
-    const [rows] = sample.shape;
-    if (rows % frames.frames !== 0) {
-      throw new ShapeError(
-        `ControlNet: ${rows} rows are not a multiple of ${frames.frames} frames`,
-      );
-    }
+    const rows = rowsOf("ControlNet", sample, timestep, { frames, copies });
     const cache = text instanceof Map ? text : this.encodeText(text);
     const { encoder: { timeEmbedding, forward }, zeroConvs, middleConv } = this.#network;
     try {
@@ -195,11 +192,12 @@ export class ControlNetModel {
   outermost(
     sample: Tensor,
     embedded: Tensor,
-    { scale = 1, guessMode = false }: Omit<ControlNetForwardOptions, "frames"> = {},
+    { copies = 1, scale = 1, guessMode = false }: Omit<ControlNetForwardOptions, "frames"> = {},
   ): ControlResiduals {
     const first = this.device.scope(() => {
       const residual = this.#network.zeroConvs[0](this.#input(sample, embedded));
-      return scaled(residual, this.#scales(scale, guessMode)[0]);
+      const all = repeatRows(residual, sample.shape[0] * copies);
+      return scaled(all, this.#scales(scale, guessMode)[0]);
     });
     return { down: [first] };
   }

@@ -11,10 +11,15 @@ import { ShapeError } from "../core/errors.ts";
 import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { broadcastTo, cast, linear, permute, silu, timestepEmbedding } from "../kernels/mod.ts";
-import { disposeCache, type KeyValueCache, type Transformer2D } from "./attention.ts";
+import {
+  disposeCache,
+  type FrameAttention,
+  type KeyValueCache,
+  type Transformer2D,
+} from "./attention.ts";
 import type { EncoderConfig } from "./config.ts";
 import { addRows } from "./control_residuals.ts";
-import { type Conv, conv } from "./layers.ts";
+import { type Conv, conv, repeatRows } from "./layers.ts";
 import { type BlockSettings, type Context, downBlock, midBlock } from "./unet_blocks.ts";
 import type { Weights } from "./weights.ts";
 
@@ -66,7 +71,11 @@ export interface Encoder {
   readonly timeEmbedding: TimeEmbedding;
   /** Latents to features of the first stage. */
   readonly convIn: Conv;
-  /** From these through all stages and the middle, to whose input something may be added. */
+  /**
+   * From these through all stages and the middle, to whose input something may be added. They have
+   * the rows of the context, or those of one guidance row: then what comes before the first text is
+   * computed once for all.
+   */
   forward(h: Tensor, context: Context, addend?: Tensor): Features;
 }
 
@@ -90,10 +99,37 @@ export function encoder(w: Weights, config: EncoderConfig): Encoder {
     forward(input, context, addend) {
       const skips = [input];
       for (const block of down) skips.push(...block.forward(skips[skips.length - 1], context));
+      const rows = context.temb.shape[0];
+      skips.forEach((skip, i) => skips[i] = repeatRows(skip, rows));
       const last = skips[skips.length - 1];
       return { skips, mid: middle.forward(addend ? addRows(last, addend) : last, context) };
     },
   };
+}
+
+/**
+ * The rows of an evaluation of `copies` guidance rows, of which the sample has one.
+ *
+ * @param name What messages call the model.
+ * @throws {ShapeError} if they are no whole frames, or copies differ in their timesteps.
+ */
+export function rowsOf(
+  name: string,
+  { shape: [given] }: Tensor,
+  timestep: number | Tensor,
+  { frames: { frames }, copies }: { readonly frames: FrameAttention; readonly copies: number },
+): number {
+  if (given % frames !== 0) {
+    throw new ShapeError(`${name}: ${given} rows are not a multiple of ${frames} frames`);
+  }
+  const single = typeof timestep === "number" || timestep.size === 1;
+  if (!Number.isInteger(copies) || copies < 1 || (copies > 1 && !single)) {
+    throw new ShapeError(
+      `${name}: copies must be a whole number from 1, and have one timestep; got ${copies} and ` +
+        (single ? "one timestep" : `timesteps of shape ${formatShape(timestep.shape)}`),
+    );
+  }
+  return given * copies;
 }
 
 /**

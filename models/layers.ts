@@ -13,6 +13,7 @@ import {
   type Conv2dOptions,
   groupNorm,
   layerNorm,
+  tile,
 } from "../kernels/mod.ts";
 import type { Weights } from "./weights.ts";
 
@@ -27,6 +28,12 @@ export function linear(w: Weights, K: number, M: number, { bias = true } = {}): 
   const weight = w.packed("weight", [M, K]);
   const b = bias ? w.tensor("bias", [M]) : null;
   return (x, options) => channelLinear(x, weight, b, { outputs: M, ...options });
+}
+
+/** Those of one guidance row for all: `rows` rows, copy after copy of x. */
+export function repeatRows(x: Tensor, rows: number): Tensor {
+  const [own, ...others] = x.shape;
+  return own === rows ? x : tile(x, [rows / own, ...others.map(() => 1)]);
 }
 
 /** A convolution whose window and step are fixed; parts of a picture have a padding of their own. */

@@ -20,8 +20,8 @@ import {
 } from "./attention.ts";
 import { skipWidths, type UNetConfig } from "./config.ts";
 import { addRows, type ControlResiduals } from "./control_residuals.ts";
-import { blockSettings, encoder, projectText, type TimeEmbedding } from "./encoder.ts";
-import { conv, norm } from "./layers.ts";
+import { blockSettings, encoder, projectText, rowsOf, type TimeEmbedding } from "./encoder.ts";
+import { conv, norm, repeatRows } from "./layers.ts";
 import { fillTokenMap, mapStrides, type TokenMap } from "./token_map.ts";
 import { type Context, upBlock } from "./unet_blocks.ts";
 import {
@@ -48,6 +48,11 @@ export interface DeepFeature {
 export interface UNetOptions {
   /** Which frames see which. Default: every row for itself. */
   readonly frames?: FrameAttention;
+  /**
+   * Guidance rows that see the same latents, of which the sample then holds one: what does not depend
+   * on the text is computed once for all. Default 1.
+   */
+  readonly copies?: number;
   /** Residuals of ControlNets. Where deep features are used again, only the outermost counts. */
   readonly control?: ControlResiduals | null;
   /** Deep feature to be kept for later steps, or used again. */
@@ -114,7 +119,7 @@ export class UNet2DConditionModel {
   /**
    * Predicts the noise (or v, as the model was trained).
    *
-   * @param sample Latents, `[B, inChannels, h, w]`.
+   * @param sample Latents, `[B, inChannels, h, w]`; with {@link UNetOptions.copies}, B divided by them.
    * @param timestep One for all rows, or a tensor with one for each row (or for all).
    * @param text Hidden states `[B', tokens, width]`, or what {@link encodeText} made of them; B is a
    * multiple of B'.
@@ -124,18 +129,16 @@ export class UNet2DConditionModel {
     sample: Tensor,
     timestep: number | Tensor,
     text: Tensor | KeyValueCache,
-    { frames = SELF, control = null, deep, tokens }: UNetOptions = {},
+    { frames = SELF, copies = 1, control = null, deep, tokens }: UNetOptions = {},
   ): Tensor {
-    const [rows, channels] = sample.shape;
+    const channels = sample.shape[1];
     if (sample.shape.length !== 4 || channels !== this.config.inChannels) {
       throw new ShapeError(
         `UNet: latents must have shape [B, ${this.config.inChannels}, h, w], ` +
           `got ${formatShape(sample.shape)}`,
       );
     }
-    if (rows % frames.frames !== 0) {
-      throw new ShapeError(`UNet: ${rows} rows are not a multiple of ${frames.frames} frames`);
-    }
+    const rows = rowsOf("UNet", sample, timestep, { frames, copies });
     const cache = text instanceof Map ? text : this.encodeText(text);
     try {
       return this.device.scope(() => {
@@ -200,7 +203,8 @@ function network(w: Weights, config: UNetConfig): Network {
     forward(sample, context, control, deep) {
       const first = convIn(sample);
       if (deep?.known) {
-        const skip = control ? addRows(first, control.down[0]) : first;
+        const all = repeatRows(first, context.temb.shape[0]);
+        const skip = control ? addRows(all, control.down[0]) : all;
         return convOut(normOut(up[top].finish(deep.feature, [skip], context)));
       }
       const addend = control?.intoMiddle ? control.down.at(-1) : undefined;

@@ -5,7 +5,7 @@
  */
 
 import type { Tensor } from "../core/tensor.ts";
-import { concat, interpolate, linear as rowLinear } from "../kernels/mod.ts";
+import { concat, interpolate, linear as rowLinear, narrow } from "../kernels/mod.ts";
 import {
   type FrameAttention,
   type KeyValueCache,
@@ -84,6 +84,7 @@ export interface Context {
 /** A stage on the way down: its output and the outputs that the way up will need. */
 export interface DownBlock {
   readonly transformers: readonly Transformer2D[];
+  /** x has the rows of the context, or those of one guidance row for all. */
   forward(x: Tensor, context: Context): Tensor[];
 }
 
@@ -113,8 +114,9 @@ export function downBlock(
       let h = x;
       resnets.forEach((resnet, i) => {
         h = x.device.scope(() => {
-          const out = resnet(h, temb);
-          return attention ? transformers[i].forward(out, text, frames) : out;
+          const rows = temb.shape[0];
+          const out = resnet(h, h.shape[0] < rows ? narrow(temb, 0, 0, h.shape[0]) : temb);
+          return attention ? transformers[i].forward(out, text, frames, rows) : out;
         });
         skips.push(h);
       });
@@ -138,7 +140,7 @@ export function midBlock(w: Weights, channels: number, settings: BlockSettings):
   const transformer = transformer2d(w.at("attentions.0"), channels, textWidth, heads, groups);
   const resnet1 = resnetBlock(w.at("resnets.1"), channels, channels, settings);
   const forward = w.module((x: Tensor, { temb, text, frames }: Context) =>
-    resnet1(transformer.forward(resnet0(x, temb), text, frames), temb)
+    resnet1(transformer.forward(resnet0(x, temb), text, frames, x.shape[0]), temb)
   );
   return { transformers: [transformer], forward };
 }
@@ -176,7 +178,7 @@ export function upBlock(
   const layer = (i: number, h: Tensor, skips: Tensor[], { temb, text, frames }: Context) =>
     h.device.scope(() => {
       const out = resnets[i](concat([h, skips.pop() as Tensor], 1), temb);
-      return attention ? transformers[i].forward(out, text, frames) : out;
+      return attention ? transformers[i].forward(out, text, frames, out.shape[0]) : out;
     });
   const enlarge = (h: Tensor, skips: Tensor[]) => {
     const next = skips.at(-1);

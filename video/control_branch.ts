@@ -76,8 +76,10 @@ export interface ControlRows {
   readonly pass: number;
   /** Latents of the frames, `[frames, C, h, w]`. */
   readonly sample: Tensor;
-  /** The same for every guidance row of the pass, `[rows · frames, C, h, w]`. */
+  /** The same for every guidance row of the pass, `[rows · frames, C, h, w]`, or for one of them. */
   readonly input: Tensor;
+  /** Guidance rows that see the same of these. */
+  readonly copies: number;
   readonly timestep: Tensor;
   /** Their texts, `[rows · frames, tokens, width]`, where frames have texts of their own. */
   readonly texts?: Tensor;
@@ -215,13 +217,13 @@ export class ControlBranch {
 
   /** What the nets that act add to the UNet for some rows; `null` if nothing. */
   residuals(rows: ControlRows): ControlResiduals | null {
-    const { pass, sample, input, timestep, texts, embedded, isAnchor, outer } = rows;
+    const { pass, sample, input, copies, timestep, texts, embedded, isAnchor, outer } = rows;
     const count = sample.shape[0];
     const parts = this.#active.flatMap(({ model, passes, scale, guessMode }, i) => {
       const own = passes[pass];
       if (!own) return [];
       const latents = guessMode ? sample : input;
-      const options = { scale, guessMode };
+      const options = { scale, guessMode, copies: guessMode ? 1 : copies };
       if (outer) return [model.outermost(latents, embedded[i], options)];
       const { text, anchor } = own;
       if (isAnchor) disposeCache(anchor);

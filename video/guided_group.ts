@@ -170,14 +170,18 @@ function predictRows(
     ? { mode: "first", frames, anchor, merge, lookBack: lookBack && { ...lookBack, before } }
     : { mode: "self", frames: 1, merge };
   const all = unet.device.scope(() => {
-    const shown = guidance.map(({ image }) =>
+    // Rows that differ in their texts alone share what comes before these.
+    const alike = guidance.every(({ image }) => image === guidance[0].image);
+    const shown = (alike ? guidance.slice(0, 1) : guidance).map(({ image }) =>
       image ? sample : withoutImage(sample, unet.config.outChannels)
     );
+    const copies = alike ? guidance.length : 1;
     const input = shown.length > 1 ? concat(shown, 0) : shown[0];
-    const rows = { pass: i, sample, input, timestep, texts: texts[i], embedded: maps };
+    const rows = { pass: i, sample, input, copies, timestep, texts: texts[i], embedded: maps };
     const residuals = control?.residuals({ ...rows, isAnchor, outer });
     return unet.forward(input, timestep, texts[i] ?? text, {
       frames: attention,
+      copies,
       // The prompt's row is the last.
       tokens: chosen && tokenMap && i === last ? { chosen, map: tokenMap } : undefined,
       deep: deep.length ? { feature: deep[i], known: outer } : undefined,
