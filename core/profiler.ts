@@ -1,5 +1,6 @@
 /**
- * Where GPU time goes: a timestamp pair around every dispatch, summed by operation.
+ * Where GPU time goes: a timestamp pair around every dispatch and the copies for it, summed by
+ * operation.
  *
  * @module
  */
@@ -44,6 +45,8 @@ export class Profiler {
   readonly #batches: Batch[] = [];
   readonly #size: number;
   #row: ProfileRow | null = null;
+  /** Whether the time of the next dispatch has begun. */
+  #begun = false;
 
   /** `size`: most dispatches in one submission. */
   constructor(gpu: GPUDevice, size: number) {
@@ -71,22 +74,36 @@ export class Profiler {
     if (!this.#row) return undefined;
     this.#row.dispatches++;
     if (!this.#timestamps) return undefined;
-    let batch = this.#batches.at(-1);
-    if (!batch || batch.staging || batch.rows.length === this.#size) {
-      const querySet = this.#gpu.createQuerySet({ type: "timestamp", count: 2 * this.#size });
-      this.#batches.push(batch = { querySet, rows: [], staging: null });
-    }
-    const index = 2 * batch.rows.length;
-    batch.rows.push(this.#row);
-    return {
-      querySet: batch.querySet,
-      beginningOfPassWriteIndex: index,
-      endOfPassWriteIndex: index + 1,
-    };
+    const { querySet, rows } = this.#batch();
+    const index = 2 * rows.length;
+    rows.push(this.#row);
+    const begin = this.#begun ? {} : { beginningOfPassWriteIndex: index };
+    this.#begun = false;
+    return { querySet, ...begin, endOfPassWriteIndex: index + 1 };
+  }
+
+  /** Encodes that the time of the next dispatch begins here, before a copy that it needs. */
+  early(encoder: GPUCommandEncoder): void {
+    if (!this.#row || !this.#timestamps || this.#begun) return;
+    const { querySet, rows } = this.#batch();
+    const timestampWrites = { querySet, beginningOfPassWriteIndex: 2 * rows.length };
+    encoder.beginComputePass({ timestampWrites }).end();
+    this.#begun = true;
+  }
+
+  /** The batch of the next dispatch. */
+  #batch(): Batch {
+    const last = this.#batches.at(-1);
+    if (last && !last.staging && last.rows.length < this.#size) return last;
+    const querySet = this.#gpu.createQuerySet({ type: "timestamp", count: 2 * this.#size });
+    const batch: Batch = { querySet, rows: [], staging: null };
+    this.#batches.push(batch);
+    return batch;
   }
 
   /** Encodes the resolution of the timestamps of a submission. */
   resolve(encoder: GPUCommandEncoder): void {
+    this.#begun = false;
     const batch = this.#batches.at(-1);
     if (!batch || batch.staging || !batch.rows.length) return;
     const count = 2 * batch.rows.length;

@@ -258,6 +258,7 @@ export class CommandQueue {
     this.#closePass();
     this.#encoder ??= this.#gpu.createCommandEncoder();
     this.#pendingBuffers.add(buffer);
+    this.profiler?.early(this.#encoder);
     copyTexels(this.#encoder, buffer, offset, bytes, texels);
   }
 
