@@ -144,7 +144,8 @@ function main(broadcast: boolean): string {
   }
           }
           // Loops of a length that the compiler does not know: unrolled, they take it seconds. Each round
-          // works on the first key's scores and moves all up: arrays with a changing index are slow.
+          // works on the first key's scores and moves all up: an array with a changing index takes longer
+          // to compile.
           ${each(NQ, (h) => `var n${h} = m${h};`)}
           for (var j = 0u; j < p.keys; j++) {
             ${

@@ -176,7 +176,7 @@ function combination(row: readonly number[], term: string): string {
   return parts.filter((part) => part !== 0).join(" ").replace(/^\+ /, "");
 }
 
-/** WGSL: the number of `row` at `index`, which is the same for all lanes. */
+/** WGSL: of a row of whole numbers the one at `index`. */
 function chosen(row: readonly number[], index: string): string {
   return row.reduce(
     (text, factor, i) => factor ? `select(${text}, ${factor}.0, ${index} == ${i}u)` : text,
@@ -185,7 +185,7 @@ function chosen(row: readonly number[], index: string): string {
 }
 
 /** What `text` says for all pairs of 0 … count − 1, row by row. */
-function square<T>(count: number, text: (i: number, j: number) => T): T[] {
+function square(count: number, text: (i: number, j: number) => string): string[] {
   return Array.from({ length: count ** 2 }, (_, k) => text(Math.floor(k / count), k % count));
 }
 
