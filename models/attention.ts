@@ -220,6 +220,16 @@ export function lookingBack(
   });
 }
 
+/** What flows through the blocks of a UNet besides the feature map. */
+export interface Context {
+  /** SiLU of the time embedding, `[rows, timeWidth]`. */
+  readonly temb: Tensor;
+  /** Keys and values of the text. */
+  readonly text: KeyValueCache;
+  /** Which frames see which. */
+  readonly frames: FrameAttention;
+}
+
 /** A block of self-attention, cross-attention and feed-forward. */
 export interface TransformerBlock {
   /** Keys and values of the text for this block. */
@@ -227,10 +237,10 @@ export interface TransformerBlock {
   /** Path under which they are kept. */
   readonly path: string;
   /**
-   * Of `rows` rows: x has all of them, or those of one guidance row, which then stand for all until
-   * the text tells them apart.
+   * x has the rows of the context, or those of one guidance row, which then stand for all until the
+   * text tells them apart.
    */
-  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention, rows: number): Tensor;
+  forward(x: Tensor, context: Context): Tensor;
 }
 
 /** `BasicTransformerBlock` of diffusers. */
@@ -247,12 +257,7 @@ export function transformerBlock(
   const norm3 = tokenNorm(w.at("norm3"), channels, 1e-5);
   const ff = feedForward(w.at("ff"), channels);
   const { path } = w;
-  const forward = w.module((
-    x: Tensor,
-    text: KeyValueCache,
-    frames: FrameAttention,
-    rows: number,
-  ) => {
+  const forward = w.module((x: Tensor, { temb: { shape: [rows] }, text, frames }: Context) => {
     const h1 = x.device.scope(() => {
       const h = norm1(x);
       const attend = (residual: Tensor | null, tokens: Tensor) => {
@@ -283,8 +288,8 @@ function feedForward(w: Weights, channels: number): (residual: Tensor, h: Tensor
 /** A transformer over the pixels of a feature map. */
 export interface Transformer2D {
   readonly blocks: readonly TransformerBlock[];
-  /** Of `rows` rows, all of x or those of one guidance row for all. */
-  forward(x: Tensor, text: KeyValueCache, frames: FrameAttention, rows: number): Tensor;
+  /** x has the rows of the context, or those of one guidance row for all. */
+  forward(x: Tensor, context: Context): Tensor;
 }
 
 /** `Transformer2DModel` of diffusers, x `[B, C, H, W]`. */
@@ -299,15 +304,11 @@ export function transformer2d(
   const projIn = linear(w.at("proj_in"), channels, channels);
   const block = transformerBlock(w.at("transformer_blocks.0"), channels, textWidth, heads);
   const projOut = linear(w.at("proj_out"), channels, channels);
-  const forward = w.module((
-    x: Tensor,
-    text: KeyValueCache,
-    frames: FrameAttention,
-    rows: number,
-  ) => {
+  const forward = w.module((x: Tensor, context: Context) => {
     const [B, C, H, W] = x.shape;
+    const [rows] = context.temb.shape;
     const tokens = projIn(normIn(x).reshape([B, C, H * W]));
-    const out = block.forward(tokens, text, frames, rows);
+    const out = block.forward(tokens, context);
     const residual = repeatRows(x.reshape([B, C, H * W]), rows);
     return projOut(out, { residual }).reshape([rows, C, H, W]);
   });

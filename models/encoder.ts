@@ -12,6 +12,7 @@ import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { broadcastTo, cast, linear, permute, silu, timestepEmbedding } from "../kernels/mod.ts";
 import {
+  type Context,
   disposeCache,
   type FrameAttention,
   type KeyValueCache,
@@ -20,7 +21,7 @@ import {
 import type { EncoderConfig } from "./config.ts";
 import { addRows } from "./control_residuals.ts";
 import { type Conv, conv, repeatRows } from "./layers.ts";
-import { type BlockSettings, type Context, downBlock, midBlock } from "./unet_blocks.ts";
+import { type BlockSettings, downBlock, midBlock } from "./unet_blocks.ts";
 import type { Weights } from "./weights.ts";
 
 /** `SiLU(MLP(sin/cos(t)))` for each row, `[B, width]` in f32. */

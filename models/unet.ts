@@ -12,6 +12,7 @@ import { formatShape } from "../core/shape.ts";
 import type { Tensor } from "../core/tensor.ts";
 import { assign, cast } from "../kernels/mod.ts";
 import {
+  type Context,
   disposeCache,
   type FrameAttention,
   type KeyValueCache,
@@ -23,7 +24,7 @@ import { addRows, type ControlResiduals } from "./control_residuals.ts";
 import { blockSettings, encoder, projectText, rowsOf, type TimeEmbedding } from "./encoder.ts";
 import { conv, norm, repeatRows } from "./layers.ts";
 import { fillTokenMap, mapStrides, type TokenMap } from "./token_map.ts";
-import { type Context, upBlock } from "./unet_blocks.ts";
+import { upBlock } from "./unet_blocks.ts";
 import {
   loadModel,
   type ModelOptions,

@@ -6,12 +6,7 @@
 
 import type { Tensor } from "../core/tensor.ts";
 import { concat, interpolate, linear as rowLinear, narrow } from "../kernels/mod.ts";
-import {
-  type FrameAttention,
-  type KeyValueCache,
-  type Transformer2D,
-  transformer2d,
-} from "./attention.ts";
+import { type Context, type Transformer2D, transformer2d } from "./attention.ts";
 import { conv, type Layer, norm } from "./layers.ts";
 import type { Weights } from "./weights.ts";
 
@@ -71,16 +66,6 @@ export interface BlockSettings {
   readonly heads: number;
 }
 
-/** What flows through the blocks besides the feature map. */
-export interface Context {
-  /** SiLU of the time embedding, `[B, timeWidth]`. */
-  readonly temb: Tensor;
-  /** Keys and values of the text. */
-  readonly text: KeyValueCache;
-  /** Which frames see which. */
-  readonly frames: FrameAttention;
-}
-
 /** A stage on the way down: its output and the outputs that the way up will need. */
 export interface DownBlock {
   readonly transformers: readonly Transformer2D[];
@@ -109,14 +94,15 @@ export function downBlock(
   const down = last ? null : downsample(w.at("downsamplers.0"), outputs);
   return {
     transformers,
-    forward(x, { temb, text, frames }) {
+    forward(x, context) {
+      const { temb } = context;
       const skips: Tensor[] = [];
       let h = x;
       resnets.forEach((resnet, i) => {
         h = x.device.scope(() => {
-          const rows = temb.shape[0];
-          const out = resnet(h, h.shape[0] < rows ? narrow(temb, 0, 0, h.shape[0]) : temb);
-          return attention ? transformers[i].forward(out, text, frames, rows) : out;
+          const [rows] = h.shape;
+          const out = resnet(h, rows < temb.shape[0] ? narrow(temb, 0, 0, rows) : temb);
+          return attention ? transformers[i].forward(out, context) : out;
         });
         skips.push(h);
       });
@@ -139,8 +125,8 @@ export function midBlock(w: Weights, channels: number, settings: BlockSettings):
   const resnet0 = resnetBlock(w.at("resnets.0"), channels, channels, settings);
   const transformer = transformer2d(w.at("attentions.0"), channels, textWidth, heads, groups);
   const resnet1 = resnetBlock(w.at("resnets.1"), channels, channels, settings);
-  const forward = w.module((x: Tensor, { temb, text, frames }: Context) =>
-    resnet1(transformer.forward(resnet0(x, temb), text, frames, x.shape[0]), temb)
+  const forward = w.module((x: Tensor, context: Context) =>
+    resnet1(transformer.forward(resnet0(x, context.temb), context), context.temb)
   );
   return { transformers: [transformer], forward };
 }
@@ -175,10 +161,10 @@ export function upBlock(
     transformers.push(transformer2d(at, outputs, textWidth, heads, groups));
   });
   const up = last ? null : upsample(w.at("upsamplers.0"), outputs);
-  const layer = (i: number, h: Tensor, skips: Tensor[], { temb, text, frames }: Context) =>
+  const layer = (i: number, h: Tensor, skips: Tensor[], context: Context) =>
     h.device.scope(() => {
-      const out = resnets[i](concat([h, skips.pop() as Tensor], 1), temb);
-      return attention ? transformers[i].forward(out, text, frames, out.shape[0]) : out;
+      const out = resnets[i](concat([h, skips.pop() as Tensor], 1), context.temb);
+      return attention ? transformers[i].forward(out, context) : out;
     });
   const enlarge = (h: Tensor, skips: Tensor[]) => {
     const next = skips.at(-1);
