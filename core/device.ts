@@ -1,9 +1,10 @@
 /**
- * The device: adapter, queue, buffers, pipelines and scopes in one object.
+ * The device: queue, buffers, pipelines and scopes in one object.
  *
  * @module
  */
 
+import { type AdapterInfo, type DeviceInfo, requestDevice } from "./adapter.ts";
 import { type Allocator, Arena } from "./arena.ts";
 import { BufferPool, type MemoryUse } from "./buffer_pool.ts";
 import {
@@ -21,12 +22,11 @@ import { Plan } from "./plan.ts";
 import { type OpCost, Profiler, type ProfileRow } from "./profiler.ts";
 import { BATCH, CommandQueue } from "./queue.ts";
 import { endedBy } from "./race.ts";
-import { findGpu, type GpuChoice } from "./runtime.ts";
+import type { GpuChoice } from "./runtime.ts";
 import { type Scope, ScopeStack } from "./scope.ts";
 import { checkShape, formatShape, type Shape, sizeOf } from "./shape.ts";
-import { findSubgroupMatrix, SUBGROUP_MATRIX, type SubgroupMatrix } from "./subgroup_matrix.ts";
 import { Tensor } from "./tensor.ts";
-import { hasTexels, type Texels, texelsOf } from "./texels.ts";
+import { type Texels, texelsOf } from "./texels.ts";
 
 /** How to open a device. */
 export interface DeviceOptions {
@@ -40,44 +40,7 @@ export interface DeviceOptions {
   experimental?: boolean;
 }
 
-/** What kind of device was opened. */
-export interface DeviceInfo {
-  /** `"native"`: the runtime's own WebGPU. `"dawn"`: npm `webgpu`. */
-  readonly implementation: "native" | "dawn";
-  /** Whether the adapter computes on the CPU. */
-  readonly software: boolean;
-  /** Adapter and driver. */
-  readonly description: string;
-  /** Who made the adapter: a name in lower case, or a PCI number; may be empty. */
-  readonly vendor: string;
-  /** Its family, such as `"ampere"`; may be empty. */
-  readonly architecture: string;
-  /** Half precision in shaders and storage. */
-  readonly f16: boolean;
-  /** Timestamps for the profiler. */
-  readonly timestamps: boolean;
-  /** Subgroup operations in shaders. */
-  readonly subgroups: boolean;
-  /** Invocations of a subgroup, where these operations exist and all subgroups are alike; else `null`. */
-  readonly subgroupSize: number | null;
-  /** Textures that shaders can read as they read storage. */
-  readonly texels: boolean;
-  /** Matrix units; `null` unless asked for by `experimental` and usable. */
-  readonly subgroupMatrix: SubgroupMatrix | null;
-}
-
 const GiB = 2 ** 30;
-
-const LIMITS = [
-  "maxBufferSize",
-  "maxStorageBufferBindingSize",
-  "maxStorageBuffersPerShaderStage",
-  "maxTextureDimension2D",
-  "maxComputeWorkgroupStorageSize",
-  "maxComputeInvocationsPerWorkgroup",
-  "maxComputeWorkgroupSizeX",
-  "maxComputeWorkgroupsPerDimension",
-] as const;
 
 /**
  * Finds an adapter and opens a device on it.
@@ -85,25 +48,9 @@ const LIMITS = [
  * @throws {GpuError} if there is no adapter; the message says what was looked for and what helps.
  */
 export async function openDevice(options: DeviceOptions = {}): Promise<Device> {
-  const { gpu: entry, adapter, ...found } = await findGpu(options.gpu ?? "auto", options);
-  const { vendor, architecture } = adapter.info;
-  const wanted: GPUFeatureName[] = ["shader-f16", "timestamp-query", "subgroups"];
-  if (options.experimental) wanted.push(SUBGROUP_MATRIX);
-  const gpu = await adapter.requestDevice({
-    requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
-    requiredLimits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name]])),
-  });
-  const subgroupMatrix = await findSubgroupMatrix(gpu, adapter.info);
-  const { subgroupMinSize, subgroupMaxSize } = adapter.info as Partial<GPUAdapterInfo>;
-  const alike = gpu.features.has("subgroups") && subgroupMinSize === subgroupMaxSize;
-  return new Device(gpu, {
-    ...found,
-    vendor,
-    architecture,
-    subgroupSize: alike ? subgroupMinSize ?? null : null,
-    texels: hasTexels(entry),
-    subgroupMatrix,
-  }, options);
+  const { gpu = "auto", experimental = false } = options;
+  const requested = await requestDevice(gpu, experimental);
+  return new Device(requested.gpu, requested.info, options);
 }
 
 /** An open GPU device. Made by {@link openDevice}. */
@@ -127,7 +74,7 @@ export class Device implements Disposable {
   /** Use {@link openDevice}. */
   constructor(
     gpu: GPUDevice,
-    found: Omit<DeviceInfo, "f16" | "timestamps" | "subgroups">,
+    found: AdapterInfo,
     options: DeviceOptions,
   ) {
     this.gpu = gpu;

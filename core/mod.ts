@@ -7,7 +7,8 @@
 export type { Block, MemoryUse } from "./buffer_pool.ts";
 export type { ByteSource } from "./byte_source.ts";
 export { Arena } from "./arena.ts";
-export { Device, type DeviceInfo, type DeviceOptions, openDevice } from "./device.ts";
+export type { AdapterInfo, DeviceInfo } from "./adapter.ts";
+export { Device, type DeviceOptions, openDevice } from "./device.ts";
 export type { DType, HostArray } from "./dtype.ts";
 export { GpuError, InputError, MemoryError, ShapeError, WeightError } from "./errors.ts";
 export {

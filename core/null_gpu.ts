@@ -5,7 +5,8 @@
  * @module
  */
 
-import { Device, type DeviceInfo, type DeviceOptions } from "./device.ts";
+import type { DeviceInfo } from "./adapter.ts";
+import { Device, type DeviceOptions } from "./device.ts";
 
 /** What a device without a GPU pretends to be: an open device, or parts of one. */
 export interface Likeness {

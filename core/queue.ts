@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { DeviceInfo } from "./device.ts";
+import type { DeviceInfo } from "./adapter.ts";
 import { GpuError } from "./errors.ts";
 import type { Dispatch } from "./kernel.ts";
 import type { Profiler } from "./profiler.ts";

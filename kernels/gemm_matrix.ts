@@ -7,7 +7,7 @@
  * @module
  */
 
-import type { DeviceInfo } from "../core/device.ts";
+import type { DeviceInfo } from "../core/adapter.ts";
 import type { DType } from "../core/dtype.ts";
 import {
   loadMatrix,

@@ -5,7 +5,8 @@
  * @module
  */
 
-import type { Device, DeviceInfo } from "../core/device.ts";
+import type { DeviceInfo } from "../core/adapter.ts";
+import type { Device } from "../core/device.ts";
 
 /**
  * How a matrix product is computed.

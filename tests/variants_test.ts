@@ -10,7 +10,8 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, describe, it, test } from "node:test";
-import { type DeviceInfo, openDevice } from "../core/device.ts";
+import type { DeviceInfo } from "../core/adapter.ts";
+import { openDevice } from "../core/device.ts";
 import {
   cacheFolder,
   describeChoice,

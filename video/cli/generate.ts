@@ -4,7 +4,8 @@
  * @module
  */
 
-import { type Device, type DeviceInfo, openDevice } from "../../core/device.ts";
+import type { DeviceInfo } from "../../core/adapter.ts";
+import { type Device, openDevice } from "../../core/device.ts";
 import type { DType } from "../../core/dtype.ts";
 import { MemoryError } from "../../core/errors.ts";
 import { loadTunedVariants } from "../../kernels/tuned_variants.ts";
