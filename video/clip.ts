@@ -15,7 +15,7 @@ import type { Frame } from "./frame.ts";
 export interface ClipStep {
   /** Which part of the method it belongs to. */
   readonly phase: "inversion" | "anchor" | "frames" | "smoothing";
-  /** Steps made so far, this one included. */
+  /** Steps so far, this one included, which the device may be making still. */
   readonly step: number;
   /** Steps in all. */
   readonly total: number;
@@ -30,7 +30,7 @@ export interface ClipStep {
   readonly latents: Tensor;
 }
 
-/** What happens while a clip is made: a step was made, or a frame is finished. */
+/** What happens while a clip is made: a step was begun, or a frame is finished. */
 export type ClipEvent =
   | { readonly kind: "step"; readonly step: ClipStep }
   | { readonly kind: "frame"; readonly frame: Frame };

@@ -300,7 +300,7 @@ export interface Progress {
   readonly place?: number;
 }
 
-/** Milliseconds that the host is ahead of the device at most, unless a single step takes longer. */
+/** Milliseconds of work that the host is ahead of the device, unless a single step takes longer. */
 const AHEAD = 500;
 
 /**
