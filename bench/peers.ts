@@ -50,7 +50,7 @@ import {
 } from "./peers/report.ts";
 import { describeSetting } from "./setting.ts";
 import { significant } from "./table.ts";
-import { median } from "./timing.ts";
+import { enoughCalls, median } from "./timing.ts";
 
 const HELP = `Compares with other libraries. deno run -A bench/peers.ts [options]
 
@@ -222,10 +222,7 @@ async function compare(seats: readonly Seat[], each: Case, session: Session): Pr
   return entries.map((entry) => rowOf(entry, entries, each, calls));
 }
 
-/**
- * Calls of a run. What one call takes is mostly the wait for it if it is short, so the fastest
- * contender runs more of them, until they are enough.
- */
+/** Calls of a run: of the fastest contender, until they are enough. */
 async function callsOf(
   entries: readonly Entry[],
   attempt: (entry: Entry, body: (child: Child) => Promise<void>) => Promise<void>,
@@ -233,15 +230,13 @@ async function callsOf(
   const onGpu = entries.filter(({ seat, failed }) => seat.family !== "cpu" && !failed);
   if (!onGpu.length) return 1;
   const fastest = onGpu.reduce((a, b) => b.times[0] < a.times[0] ? b : a);
-  let calls = 1;
-  let milliseconds = fastest.times[0];
-  while (milliseconds < RUN && calls < MOST_CALLS && !fastest.failed) {
-    calls = Math.min(MOST_CALLS, Math.ceil(calls * RUN / milliseconds));
+  return await enoughCalls(RUN, MOST_CALLS, async (calls) => {
+    let lasted = Infinity;
     await attempt(fastest, async (child) => {
-      ({ milliseconds } = await child.ask({ ask: "run", calls }));
+      lasted = (await child.ask({ ask: "run", calls })).milliseconds;
     });
-  }
-  return calls;
+    return lasted;
+  });
 }
 
 /** Has a contender prepare a case, in another way if its first gives wrong results. */

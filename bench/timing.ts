@@ -72,6 +72,23 @@ async function measure(
 }
 
 /**
+ * The number of calls that last for `least` milliseconds together, or `most`. More and more of them
+ * are timed: what a short call takes by itself is mostly the wait for it.
+ */
+export async function enoughCalls(
+  least: number,
+  most: number,
+  timed: (calls: number) => Promise<number>,
+): Promise<number> {
+  for (let calls = 1;;) {
+    const lasted = await timed(calls);
+    if (lasted >= least || calls === most) return calls;
+    const factor = Math.min(16, 1.2 * least / Math.max(lasted, 1e-3));
+    calls = Math.min(most, Math.ceil(calls * Math.max(1.5, factor)));
+  }
+}
+
+/**
  * Times work after warming up.
  *
  * @param enqueue Enqueues the work once, by operations.
@@ -83,18 +100,11 @@ export async function time(
   enqueue: () => void,
   runs: number,
 ): Promise<Timing> {
-  await measure(device, method, 1, enqueue);
-  let calls = 1;
-  for (;;) {
-    const lasted = await measure(device, method, calls, enqueue);
-    if (lasted >= RUN[method] || calls === MOST_CALLS) break;
-    const factor = Math.min(16, 1.2 * RUN[method] / Math.max(lasted, 1e-3));
-    calls = Math.min(MOST_CALLS, Math.ceil(calls * Math.max(1.5, factor)));
-  }
+  const timed = (calls: number) => measure(device, method, calls, enqueue);
+  await timed(1);
+  const calls = await enoughCalls(RUN[method], MOST_CALLS, timed);
   const times: number[] = [];
-  for (let i = 0; i < runs; i++) {
-    times.push(await measure(device, method, calls, enqueue) / calls);
-  }
+  for (let i = 0; i < runs; i++) times.push(await timed(calls) / calls);
   const milliseconds = median(times);
   const shortest = Math.min(...times);
   const spread = (Math.max(...times) - shortest) / milliseconds;

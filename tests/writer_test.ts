@@ -311,32 +311,34 @@ test("a failing source keeps the old file and is closed", async () => {
 
 test("aborting ends the writing at once, even while a frame is being made", async () => {
   const folder = await emptyFolder();
-  const controller = new AbortController();
+  const [early, late] = [new AbortController(), new AbortController()];
   let closed = false;
+  async function* stuck(): AsyncGenerator<Frame> {
+    yield disc(0);
+    setTimeout(() => early.abort(new Error("enough")), 20);
+    await new Promise(() => {});
+  }
   async function* endless(): AsyncGenerator<Frame> {
     try {
-      for (let i = 0;; i++) yield await Promise.resolve(disc(i % 8));
+      for (let i = 0;; i++) {
+        if (i === 5) setTimeout(() => late.abort(new Error("too long")), 20);
+        yield await Promise.resolve(disc(i % 8));
+      }
     } finally {
       closed = true;
     }
   }
-  async function* stuck(): AsyncGenerator<Frame> {
-    yield disc(0);
-    setTimeout(() => controller.abort(new Error("enough")), 20);
-    await new Promise(() => {});
-  }
   const targets = [`${folder}/a.mp4`, `${folder}/b.gif`, `sheet:${folder}/c.png`, `${folder}/d/`];
-  await assert.rejects(writeVideos(stuck(), targets, { fps: 4, signal: controller.signal }), {
-    message: "enough",
-  });
-  const timeout = AbortSignal.timeout(50);
-  await assert.rejects(writeVideos(endless(), targets, { fps: 4, signal: timeout }), {
-    name: "TimeoutError",
-  });
+  await assert.rejects(writeVideos(stuck(), targets, { fps: 4, signal: early.signal }), /enough/);
+  await assert.rejects(
+    writeVideos(endless(), targets, { fps: 4, signal: late.signal }),
+    /too long/,
+  );
   assert.ok(closed);
-  await assert.rejects(writeVideo(discs(1), targets[1], { fps: 4, signal: timeout }), {
-    name: "TimeoutError",
-  });
+  await assert.rejects(
+    writeVideo(discs(1), targets[1], { fps: 4, signal: late.signal }),
+    /too long/,
+  );
   assert.deepEqual(await readdir(folder), []);
 });
 
