@@ -13,12 +13,23 @@ import { readdir } from "node:fs/promises";
 import { spawn } from "node:child_process";
 import process from "node:process";
 
-/** How a runner is called, and where its last lines say how many tests passed and failed. */
+/** How a runner is called, and what it prints. */
 interface Runner {
   readonly name: string;
   readonly command: readonly string[];
+  /** Its last lines: how many tests passed and failed. */
   readonly passed: RegExp;
   readonly failed: RegExp;
+  /** What it says of failures. */
+  readonly failures: RegExp;
+}
+
+/** What came of a runner. */
+interface Outcome {
+  readonly passed: number;
+  readonly failed: number;
+  /** What it said of failures. */
+  readonly failures: string;
 }
 
 /** Tests of arithmetic and of whole clips, by the runtime that they are left to. */
@@ -50,6 +61,7 @@ const deno = (share: number): Runner => ({
   command: ["deno", "test", "-A", ...filesOf("Deno").filter((_, i) => i % DENOS === share)],
   passed: /(\d+) passed/g,
   failed: /(\d+) failed/g,
+  failures: /^ ERRORS $.*/gms,
 });
 
 const bun: Runner = {
@@ -57,15 +69,16 @@ const bun: Runner = {
   command: ["bun", "test", "--timeout", "120000", ...filesOf("Bun")],
   passed: /^\s*(\d+) pass$/gm,
   failed: /^\s*(\d+) fail$/gm,
+  failures: /^(?:(?!\(pass\)|\(fail\)).*\n)*\(fail\) .*/gm,
 };
 
 const RUNNERS = [...Array.from({ length: DENOS }, (_, share) => deno(share)), bun];
 
-/** Runs the tests, telling `say` what they print. Returns how many passed and failed. */
+/** Runs the tests, telling `say` what they print. */
 async function run(
-  { name, command, passed, failed }: Runner,
+  { name, command, passed, failed, failures }: Runner,
   say: (text: string) => void,
-): Promise<[number, number]> {
+): Promise<Outcome> {
   say(`\n${name}: ${command.slice(0, 3).join(" ")} …\n`);
   const [program, ...args] = command;
   const path = `node_modules/.bin:${process.env.PATH}`;
@@ -82,32 +95,36 @@ async function run(
     child.on("error", reject).on("close", (code, signal) => resolve(signal ?? code));
   });
   const last = (pattern: RegExp) => Number([...text.matchAll(pattern)].at(-1)?.[1] ?? 0);
-  const counts: [number, number] = [last(passed), last(failed)];
+  const outcome = {
+    passed: last(passed),
+    failed: last(failed),
+    failures: [...text.matchAll(failures)].map(([told]) => told).join("\n"),
+  };
   // Mesa's exit handlers race with its own threads: now and then Deno is aborted by them after it
   // has printed its verdict. Whatever else breaks off has failed, whatever it counted.
   const aborted = status === "SIGABRT" || status === 134;
-  if (aborted && counts[0] > 0 && /^ok \| .* 0 failed/m.test(text)) {
+  if (aborted && outcome.passed > 0 && /^ok \| .* 0 failed/m.test(text)) {
     say(`${name} was aborted by the GPU driver after its last test, at its exit\n`);
-  } else if (status !== 0 && counts[1] === 0) {
-    counts[1] = 1;
+  } else if (status !== 0 && outcome.failed === 0) {
+    outcome.failed = 1;
+    outcome.failures = `ended with ${status}; its last words: ${text.slice(-2000)}`;
   }
-  return counts;
+  return outcome;
 }
 
-// The first one's output is shown as it comes, that of the others when it has ended.
-const held: string[] = [];
+// The first one's output is shown as it comes, that of the others when all have ended.
 const [first, ...others] = RUNNERS;
-const results = await Promise.all([
+const held = others.map(() => "");
+const outcomes = await Promise.all([
   run(first, (text) => process.stdout.write(text)),
-  ...others.map(async (runner) => {
-    let text = "";
-    const counts = await run(runner, (more) => text += more);
-    held.push(text);
-    return counts;
-  }),
+  ...others.map((runner, i) => run(runner, (text) => held[i] += text)),
 ]);
 process.stdout.write(held.join(""));
-const passed = results.reduce((sum, [count]) => sum + count, 0);
-const failed = results.reduce((sum, [, count]) => sum + count, 0);
-console.log(`\n${passed} passed, ${failed} failed`);
-process.exitCode = failed > 0 ? 1 : 0;
+// Once more at the end, where they are seen.
+outcomes.forEach(({ failures }, i) => {
+  if (failures) console.log(`\n${RUNNERS[i].name}, failures:\n${failures}`);
+});
+const total = (count: "passed" | "failed") =>
+  outcomes.reduce((sum, outcome) => sum + outcome[count], 0);
+console.log(`\n${total("passed")} passed, ${total("failed")} failed`);
+process.exitCode = total("failed") > 0 ? 1 : 0;
