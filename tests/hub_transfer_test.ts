@@ -6,6 +6,7 @@
  */
 
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { spawn } from "node:child_process";
 import { mkdir, readFile, truncate, utimes, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
@@ -64,6 +65,15 @@ function withFile(
 /** Where the content of the only file lies. */
 function blobOf(cache: string, repo: Repo): string {
   return `${cache}/models--owner--one/blobs/${blobName(repo.files[NAME])}`;
+}
+
+/** Waits for a condition, and fails if it does not come true. */
+async function until(condition: () => Promise<boolean>): Promise<void> {
+  const start = performance.now();
+  while (!await condition()) {
+    assert.ok(performance.now() - start < 30_000, String(condition));
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
 }
 
 const lengthOf = (body: Answer["body"] = "") => body.length;
@@ -154,13 +164,17 @@ describe("breaks", () => {
     const stop = new AbortController();
     const answer = (asked: Asked, good: Answer): Answer => {
       if ((asked.range?.[0] ?? 0) < 30_000) return good;
-      setTimeout(() => stop.abort(new Error("enough")), 200);
       return { ...good, silent: true, cutAt: 5_000 };
     };
     await withFile(repo, answer, async ({ cache, fetchIt }) => {
       const partial = partialOf(blobOf(cache, repo), bytes.length);
       const tuning = { blockBytes: 10_000, connections: 1 };
-      await assert.rejects(fetchIt({ signal: stop.signal, tuning }), /enough/);
+      const aborted = assert.rejects(fetchIt({ signal: stop.signal, tuning }), /enough/);
+      const written = async () => (await readFile(partial.data)).subarray(30_000, 35_000);
+      const sent = Buffer.from(bytes.subarray(30_000, 35_000));
+      await until(async () => sent.equals(await written().catch(() => sent.subarray(1))));
+      stop.abort(new Error("enough"));
+      await aborted;
       assert.deepEqual(await readJournal(partial), [{ start: 0, end: 35_000 }]);
       await assert.rejects(fetchIt({ signal: stop.signal }), /enough/);
     });
