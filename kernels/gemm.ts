@@ -20,7 +20,8 @@ import { matrixTiles } from "./gemm_matrix.ts";
 import { workgroupTiles } from "./gemm_tiles.ts";
 import { PANEL, panelsOf } from "./panels.ts";
 import { UNPACK } from "./quantized.ts";
-import { type GemmForm, variantsOf } from "./variants.ts";
+import { LANES } from "./shared_rows.ts";
+import { type GemmForm, type Variants, variantsOf } from "./variants.ts";
 import { FLAT_INDEX, flatGrid } from "./wgsl.ts";
 
 export type { GemmForm } from "./variants.ts";
@@ -91,7 +92,8 @@ const FEW_ROWS = 16;
 
 /**
  * Products of fewer multiply-adds take smaller blocks, whose shader is ready in half the time or less:
- * a model of small ones never needs the other.
+ * a model of small ones never needs the other. So do those whose columns leave lanes of the larger
+ * idle.
  */
 const SMALL_PRODUCT = 2 ** 26;
 const SMALL_BLOCK = [16, 8] as const;
@@ -108,10 +110,7 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   if (inTexels && N < FEW_COLUMNS && work >= LEAST_IN_COLUMNS) {
     columnBlocks(launch, inPanels(launch, product));
   } else if (inTexels && (M >= FEW_ROWS || "panels" in product.a)) {
-    const [rows, columns] = variants.block;
-    const block = work < SMALL_PRODUCT
-      ? [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const
-      : variants.block;
+    const block = blockFor(variants.block, product);
     inWholeVectors(
       launch,
       { ...product, b: inTexelRows(launch, product.b, product) },
@@ -120,6 +119,18 @@ export function gemm(launch: GemmLaunch, product: Gemm): void {
   } else {
     registerBlocks(launch, product);
   }
+}
+
+/** The adapter's block, or a smaller one for small products and where lanes would be idle. */
+function blockFor(
+  [rows, columns]: Variants["block"],
+  { M, N, K }: Pick<Gemm, "M" | "N" | "K">,
+): Variants["block"] {
+  const small = [Math.min(rows, SMALL_BLOCK[0]), Math.min(columns, SMALL_BLOCK[1])] as const;
+  const covered = (own: number) => Math.ceil(N / (own * LANES)) * own;
+  // The larger block is up to a tenth faster where no lane is idle.
+  const idle = covered(columns) > 1.2 * covered(small[1]);
+  return idle || M * N * K < SMALL_PRODUCT ? small : [rows, columns];
 }
 
 /** Whether the adapter has textures of the size of both operands. */

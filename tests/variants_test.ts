@@ -322,6 +322,17 @@ describe("every way agrees with the float64 references", () => {
   }
 });
 
+test("large products take smaller blocks where lanes of the larger would be idle", () => {
+  overrideVariants(device, { gemm: "texels", block: [16, 16] });
+  // Blocks of 16 columns in 8 lanes cover 128, 256 and 2048; those of 8 cover 64, 192 and 1984.
+  const blocks = [64, 192, 1984].map((N) => {
+    const shaders = shadersOf(device, product(Math.ceil(2 ** 21 / N), N), "f32");
+    return /texels (\w+) /.exec(shaders)?.[1];
+  });
+  overrideVariants(device, {});
+  assert.deepEqual(blocks, ["16x8", "16x8", "16x16"]);
+});
+
 test("every choice changes what runs", () => {
   for (const { title, ways, cases } of decisions) {
     const shaders = ways.map((way) => {
