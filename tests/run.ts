@@ -1,6 +1,7 @@
 /**
  * Runs the test files under Deno and Bun, and adds up what they say.
- * The last line is `N passed, N failed`; the exit status is 1 if anything failed.
+ * What failed is told once more at the end; the last line is `N passed, N failed`; the exit status
+ * is 1 if anything failed.
  *
  * Everything runs at once, Deno's files in two processes: each waits for the GPU half of its time.
  *
